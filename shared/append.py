@@ -1,0 +1,146 @@
+"""Saying facts: create-only appends that are repeated until the stream has answered.
+
+Theory of operation. Every fact goes out with `Nats-Expected-Last-Subject-Sequence: 0`, so the server stores it at
+most once, whoever repeats it. All acks come back on one wildcard inbox, told apart by their last token: no future
+and no subscription per message. What has no ack after a while, or was under way when the connection broke, is sent
+again: an ack that is missing says nothing, and 10071 on the second try means that the first one was stored.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from shared.bus import Bus
+from shared.errors import AlreadySaid, RemitError
+
+log = logging.getLogger("remit.append")
+
+CREATE_ONLY = {"Nats-Expected-Last-Subject-Sequence": "0"}
+ALREADY_SAID = 10071
+TOO_LARGE = 10054
+WINDOW = 4096  # appends without an ack; more would only wait in the socket
+RESEND_S = 2.0
+SWEEP_S = 0.5
+
+
+class _AckError(msgspec.Struct):
+    err_code: int = 0
+    description: str = ""
+
+
+class _Ack(msgspec.Struct):
+    seq: int = 0
+    error: _AckError | None = None
+
+
+# What the stream answered: the sequence, or 0 when the subject had been taken before.
+Then = Callable[[int], None]
+
+
+class _Pending(msgspec.Struct):
+    subject: str
+    data: bytes
+    sent_s: float
+    then: Then | None
+    headers: dict[str, str] | None
+
+
+class Appender:
+    """Appends over one connection, in the order in which they were said."""
+
+    def __init__(self, bus: Bus, *, window: int = WINDOW) -> None:
+        self._bus = bus
+        self._window = window
+        self._prefix = bus.inbox()
+        self._pending: dict[str, _Pending] = {}
+        self._number = 0
+        self._room = asyncio.Event()
+        self._room.set()
+        self._sweeper: asyncio.Task[None] | None = None
+        self._decode = msgspec.json.Decoder(_Ack).decode
+        self.already_said = 0
+
+    async def start(self) -> "Appender":
+        await self._bus.subscribe(f"{self._prefix}.*", self._acked)
+        self._bus.on_reconnected(self._resend_all)
+        self._sweeper = asyncio.create_task(self._sweep())
+        return self
+
+    async def say(
+        self, subject: str, data: bytes, then: Then | None = None, *, headers: dict[str, str] | None = CREATE_ONLY
+    ) -> None:
+        """Append without waiting for the ack; `then(seq)` is called when it has come."""
+        while len(self._pending) >= self._window:
+            self._room.clear()
+            await self._room.wait()
+        self._number += 1
+        token = str(self._number)
+        now_s = asyncio.get_running_loop().time()
+        self._pending[token] = _Pending(subject, data, now_s, then, headers)
+        await self._bus.publish(subject, data, f"{self._prefix}.{token}", headers)
+
+    async def append(self, subject: str, data: bytes, *, headers: dict[str, str] | None = CREATE_ONLY) -> int:
+        """Append and wait: the message's sequence. `AlreadySaid` when the subject was taken."""
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        await self.say(subject, data, lambda seq: None if done.done() else done.set_result(seq), headers=headers)
+        seq = await done
+        if seq == 0:
+            raise AlreadySaid(f"{subject} was said before")
+        return seq
+
+    async def drain(self, timeout_s: float = 10.0) -> None:
+        """Wait until everything said has its ack; RemitError when some has none in time."""
+        end_s = asyncio.get_running_loop().time() + timeout_s
+        while self._pending:
+            if asyncio.get_running_loop().time() > end_s:
+                raise RemitError(f"{len(self._pending)} facts have no ack after {timeout_s:g} s")
+            await asyncio.sleep(0.005)
+
+    def stop(self) -> None:
+        if self._sweeper:
+            self._sweeper.cancel()
+
+    def _acked(self, subject: str, data: bytes, _reply: str, headers: Mapping[str, str] | None) -> None:
+        token = subject[len(self._prefix) + 1 :]
+        pending = self._pending.get(token)
+        if pending is None:
+            return  # the ack of a first try whose second was answered already
+        seq = 0
+        if headers and "Status" in headers:
+            return  # 503: no stream took it (the server is starting); the sweep sends it again
+        ack = self._decode(data)
+        if ack.error is None:
+            seq = ack.seq
+        elif ack.error.err_code == ALREADY_SAID:
+            self.already_said += 1
+        elif ack.error.err_code == TOO_LARGE:
+            log.error("%s is too large for the stream and was dropped", pending.subject)
+        else:
+            # 10164 (a write in flight on R3), no quorum, a full disk: ambiguous or passing. Sent again by the sweep.
+            log.warning("%s: %s (%d); trying again", pending.subject, ack.error.description, ack.error.err_code)
+            return
+        del self._pending[token]
+        if not self._room.is_set() and len(self._pending) < self._window:
+            self._room.set()
+        if pending.then:
+            pending.then(seq)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            if self._pending and self._bus.is_connected:
+                await self._resend(older_than_s=RESEND_S)
+
+    async def _resend_all(self) -> None:
+        await self._resend(older_than_s=0.0)
+
+    async def _resend(self, older_than_s: float) -> None:
+        now_s = asyncio.get_running_loop().time()
+        for token, pending in list(self._pending.items()):
+            if now_s - pending.sent_s < older_than_s:
+                break  # the dict keeps the order of saying, so the rest is younger
+            if token in self._pending:
+                pending.sent_s = now_s
+                await self._bus.publish(pending.subject, pending.data, f"{self._prefix}.{token}", pending.headers)

@@ -1,0 +1,424 @@
+"""The one file that imports nats: a connection, and what Remit does with it.
+
+Theory of operation. A `Bus` is one connection. Appending facts (`shared.append`) and reading streams
+(`shared.pull`) are built on its `publish` and `subscribe` with plain JetStream API messages, because the
+client's own forms lose requests over a server restart (docs/nats.md). Key-value, objects and micro services
+are the client's own. Errors are told by whose they are: a server that is not there is `Unavailable`.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import nats
+import nats.errors
+import nats.js.errors
+import nats.micro
+from nats.micro.service import EndpointConfig, ServiceConfig
+
+from shared.clock import parse_ns
+from shared.errors import AlreadySaid, NotFound, RemitError, Unavailable
+
+log = logging.getLogger("remit.bus")
+
+SERVER_VERSION_LEAST = (2, 12)  # older ones silently ignore multi-filter consumers and schedule headers
+CONNECT_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 5.0
+OBJECT_TIMEOUT_S = 120.0  # a missing body hangs for ever otherwise
+PENDING_BYTES_MAX = 64 * 1024 * 1024
+
+# What a subscription's handler gets: subject, data, reply subject, headers (None when there are none).
+Handler = Callable[[str, bytes, str, Mapping[str, str] | None], Awaitable[None] | None]
+# What a service's endpoint gets: the request's data and its reply subject. It answers with `Bus.publish`.
+Endpoint = Callable[[bytes, str], Awaitable[None]]
+
+
+class ApiError(RemitError):
+    """JetStream refused: `code` is its error code, such as 10071."""
+
+    def __init__(self, code: int, description: str) -> None:
+        super().__init__(f"JetStream says: {description} ({code})")
+        self.code = code
+
+
+class Bus:
+    """One connection to NATS; make it with `connect`."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._js = client.jetstream()
+        self._reconnected: list[Callable[[], Awaitable[None]]] = []
+        self._buckets: dict[str, Any] = {}
+        self._services: list[Any] = []
+
+    # -- messages ------------------------------------------------------------------------------------------
+
+    async def publish(
+        self, subject: str, data: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
+    ) -> None:
+        """Send and forget; buffered while the connection is down."""
+        try:
+            await self._client.publish(subject, data, reply, headers)
+        except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
+            raise Unavailable(f"NATS is not reachable: {error}") from error
+        except nats.errors.MaxPayloadError as error:
+            raise RemitError(f"a message of {len(data)} bytes is over the server's limit") from error
+
+    async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Callable[[], Awaitable[None]]:
+        """Call `handler` for each message, one at a time; the result ends the subscription."""
+
+        async def deliver(message: Any) -> None:
+            done = handler(message.subject, message.data, message.reply, message.headers)
+            if done is not None:
+                await done
+
+        subscription = await self._client.subscribe(
+            subject, queue=queue, cb=deliver, pending_msgs_limit=-1, pending_bytes_limit=-1
+        )
+
+        async def stop() -> None:
+            with contextlib.suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+
+        return stop
+
+    async def request(self, subject: str, data: bytes = b"", *, timeout_s: float = REQUEST_TIMEOUT_S) -> bytes:
+        """One question, one answer. `Unavailable` when nobody listens or nobody answers in time."""
+        try:
+            answer = await self._client.request(subject, data, timeout=timeout_s)
+        except nats.errors.NoRespondersError as error:
+            raise Unavailable(f"nobody answers {subject}") from error
+        except (nats.errors.TimeoutError, TimeoutError) as error:
+            raise Unavailable(f"{subject} did not answer within {timeout_s:g} s") from error
+        except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
+            raise Unavailable(f"NATS is not reachable: {error}") from error
+        data = answer.data
+        assert isinstance(data, bytes)
+        return data
+
+    async def request_all(
+        self, subject: str, data: bytes = b"", *, quiet_s: float = 0.3, timeout_s: float = 2.0
+    ) -> list[bytes]:
+        """Every answer to one question, until none has come for `quiet_s` seconds or `timeout_s` is over."""
+        answers: list[bytes] = []
+        came = asyncio.Event()
+        over = False
+
+        def collect(_subject: str, answer: bytes, _reply: str, headers: Mapping[str, str] | None) -> None:
+            nonlocal over
+            if headers and headers.get("Status") == "503":
+                over = True
+            else:
+                answers.append(answer)
+            came.set()
+
+        inbox = self.inbox()
+        stop = await self.subscribe(inbox, collect)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.publish(subject, data, inbox)
+                while not over:
+                    came.clear()
+                    await asyncio.wait_for(came.wait(), quiet_s if answers else timeout_s)
+        except TimeoutError:
+            pass
+        finally:
+            await stop()
+        return answers
+
+    def inbox(self) -> str:
+        """A new subject that nobody else listens to."""
+        return str(self._client.new_inbox())
+
+    async def flush(self) -> None:
+        await self._client.flush()
+
+    def on_reconnected(self, action: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+        """Run `action` after each reconnection; the result forgets it again."""
+        self._reconnected.append(action)
+        return lambda: self._reconnected.remove(action)
+
+    @property
+    def is_connected(self) -> bool:
+        return bool(self._client.is_connected)
+
+    @property
+    def server(self) -> str:
+        return f"{self._client.connected_url.netloc} (nats-server {self._client._server_info.get('version')})"
+
+    # -- JetStream -----------------------------------------------------------------------------------------
+
+    async def api(self, what: str, body: Any = None, *, timeout_s: float = REQUEST_TIMEOUT_S) -> dict[str, Any]:
+        """A call of the JetStream API: `what` is the subject after `$JS.API.`."""
+        data = b"" if body is None else msgspec.json.encode(body)
+        answer: dict[str, Any] = msgspec.json.decode(await self.request(f"$JS.API.{what}", data, timeout_s=timeout_s))
+        if error := answer.get("error"):
+            raise ApiError(error.get("err_code", 0), error.get("description", "unknown error"))
+        return answer
+
+    async def stored(self, stream: str, seq: int) -> tuple[str, int, bytes] | None:
+        """Subject, stamp (nanoseconds) and data of message `seq`, or None when there is none."""
+        found = await self.direct(stream, {"seq": seq})
+        return (found[0][0], found[0][2], found[0][3]) if found and found[0][1] == seq else None
+
+    async def last_on(self, stream: str, subject: str) -> tuple[int, bytes] | None:
+        """Sequence and data of the newest message on `subject`, from the leader, or None."""
+        try:
+            answer = await self.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+        except ApiError as error:
+            if error.code == 10037:
+                return None
+            raise
+        message = answer["message"]
+        return message["seq"], msgspec.json.decode(f'"{message.get("data", "")}"', type=bytes)
+
+    async def direct(
+        self, stream: str, query: dict[str, Any], *, timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> list[tuple[str, int, int, bytes]]:
+        """A direct get: `(subject, seq, at_ns, data)` of each message that answers `query`, in stream order."""
+        found: list[tuple[str, int, int, bytes]] = []
+        over = asyncio.get_running_loop().create_future()
+        many = "multi_last" in query or "batch" in query
+
+        def collect(_subject: str, data: bytes, _reply: str, headers: Mapping[str, str] | None) -> None:
+            headers = headers or {}
+            status = headers.get("Status")
+            if status is None:
+                found.append(
+                    (headers["Nats-Subject"], int(headers["Nats-Sequence"]), parse_ns(headers["Nats-Time-Stamp"]), data)
+                )
+            if (status is not None or not many) and not over.done():
+                over.set_result(status)
+
+        inbox = self.inbox()
+        stop = await self.subscribe(inbox, collect)
+        try:
+            await self.publish(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(query), inbox)
+            status = await asyncio.wait_for(over, timeout_s)
+        except TimeoutError as error:
+            raise Unavailable(f"stream {stream} did not answer within {timeout_s:g} s") from error
+        finally:
+            await stop()
+        if status == "503":
+            raise Unavailable(f"stream {stream} does not exist on this NATS: is `remit up` running?")
+        if status == "413":
+            raise RemitError(f"more than 1,024 subjects answer {query}")
+        return sorted(found, key=lambda message: message[1])
+
+    # -- key-value -----------------------------------------------------------------------------------------
+
+    async def _bucket(self, bucket: str) -> Any:
+        if bucket not in self._buckets:
+            with _told("the bucket " + bucket):
+                self._buckets[bucket] = await self._js.key_value(bucket)
+        return self._buckets[bucket]
+
+    async def kv_get(self, bucket: str, key: str) -> tuple[bytes, int] | None:
+        """Value and revision of `key`, or None."""
+        with _told(f"{bucket}/{key}"):
+            try:
+                entry = await (await self._bucket(bucket)).get(key)
+            except nats.js.errors.KeyNotFoundError:  # a deleted key is one of these, too
+                return None
+            return entry.value or b"", entry.revision
+
+    async def kv_put(self, bucket: str, key: str, value: bytes, *, revision: int | None = None) -> int:
+        """Store `value`, the new revision comes back; with `revision`, only over that one (0: only if absent)."""
+        with _told(f"{bucket}/{key}"):
+            kv = await self._bucket(bucket)
+            try:
+                if revision is None:
+                    return int(await kv.put(key, value))
+                return int(await (kv.create(key, value) if revision == 0 else kv.update(key, value, last=revision)))
+            except nats.js.errors.KeyWrongLastSequenceError as error:
+                raise AlreadySaid(f"{key} was changed by somebody else meanwhile; read it again") from error
+
+    async def kv_delete(self, bucket: str, key: str) -> None:
+        with _told(f"{bucket}/{key}"):
+            await (await self._bucket(bucket)).delete(key)
+
+    # -- objects -------------------------------------------------------------------------------------------
+
+    async def object_put(self, bucket: str, name: str, data: bytes | Path) -> tuple[str, int]:
+        """Store bytes or a file under `name`; its sha256 (hex) and size in bytes come back."""
+        digest = hashlib.sha256()
+        with _told(f"{bucket}/{name}"):
+            store = await self._js.object_store(bucket)
+            if isinstance(data, bytes):
+                digest.update(data)
+                await store.put(name, data)
+                return digest.hexdigest(), len(data)
+            size = 0
+            with data.open("rb") as file:
+                while block := await asyncio.to_thread(file.read, 1 << 20):
+                    digest.update(block)
+                    size += len(block)
+                file.seek(0)
+                await store.put(name, file)
+            return digest.hexdigest(), size
+
+    async def object_get(self, bucket: str, name: str, into: Path) -> None:
+        """Write the object `name` to the file `into`, whole or not at all. `NotFound` when there is none."""
+        part = into.with_name(into.name + ".part")
+        with _told(f"{bucket}/{name}"):
+            try:
+                store = await self._js.object_store(bucket)
+                info = await asyncio.wait_for(store.get_info(name), OBJECT_TIMEOUT_S)
+                if info.is_link():  # a link may lead into another bucket; nothing of Remit writes one
+                    raise NotFound(f"{name} is a link, not an artifact")
+                with part.open("wb") as file:
+                    await asyncio.wait_for(store.get(name, writeinto=file), OBJECT_TIMEOUT_S)
+                os.replace(part, into)  # the digest is checked after the bytes are written
+            except (nats.js.errors.ObjectNotFoundError, nats.js.errors.ObjectDeletedError) as error:
+                raise NotFound(f"there is no object {name}") from error
+            finally:
+                part.unlink(missing_ok=True)
+
+    # -- services ------------------------------------------------------------------------------------------
+
+    async def serve(
+        self, name: str, version: str, endpoints: Mapping[str, Endpoint], *, metadata: dict[str, str] | None = None
+    ) -> None:
+        """Answer as a NATS micro service `name`; `endpoints` maps a whole subject to its handler.
+
+        Each request runs in a task of its own, so a long answer does not hold up the next one.
+        """
+        service = await nats.micro.add_service(
+            self._client, ServiceConfig(name=name, version=version, metadata=metadata or {})
+        )
+        self._services.append(service)
+        tasks: set[asyncio.Task[None]] = set()
+
+        def start(endpoint: Endpoint) -> Callable[[Any], Awaitable[None]]:
+            async def handle(request: Any) -> None:
+                task = asyncio.create_task(_answer(endpoint, request.data, request._msg.reply))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+
+            return handle
+
+        for subject, endpoint in endpoints.items():
+            await service.add_endpoint(
+                EndpointConfig(name=subject.rsplit(".", 1)[-1], subject=subject, handler=start(endpoint))
+            )
+
+    async def discover(self, name: str) -> list[dict[str, Any]]:
+        """What every instance of the micro service `name` says of itself (`$SRV.INFO`)."""
+        return [msgspec.json.decode(answer) for answer in await self.request_all(f"$SRV.INFO.{name}")]
+
+    async def close(self) -> None:
+        for service in self._services:
+            with contextlib.suppress(nats.errors.Error, TimeoutError):
+                await service.stop()
+        if not self._client.is_closed:
+            with contextlib.suppress(nats.errors.Error, TimeoutError):
+                await asyncio.wait_for(self._client.flush(), 1)
+            await self._client.close()
+
+
+async def _answer(endpoint: Endpoint, data: bytes, reply: str) -> None:
+    try:
+        await endpoint(data, reply)
+    except Unavailable as error:
+        log.warning("a request was not answered: %s", error)  # the asker's timeout tells them
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Any:
+    """The client's errors as ours."""
+    try:
+        yield
+    except (nats.js.errors.BucketNotFoundError, nats.js.errors.NotFoundError) as error:
+        raise Unavailable(f"{what} does not exist on this NATS: is `remit up` running?") from error
+    except (nats.errors.TimeoutError, TimeoutError, nats.errors.NoRespondersError) as error:
+        raise Unavailable(f"{what}: NATS did not answer") from error
+    except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
+        raise Unavailable(f"NATS is not reachable: {error}") from error
+
+
+async def connect(
+    url: str, name: str, *, credentials: str | None = None, on_closed: Callable[[], None] | None = None
+) -> Bus:
+    """A connection to `url`, or `Unavailable` at once; later interruptions are waited out.
+
+    `on_closed` runs when the connection has ended for good (an authorisation that was withdrawn, say):
+    a service then ends its process and lets its keeper start it afresh.
+    """
+    bus: Bus | None = None
+    await _reach(url)
+
+    async def reconnected() -> None:
+        log.info("reconnected to NATS")
+        for action in list(bus._reconnected if bus else ()):
+            await action()
+
+    async def disconnected() -> None:
+        log.info("connection to NATS lost")
+
+    async def error(trouble: Exception) -> None:
+        # A permission that is missing shows only here; the caller sees a timeout.
+        log.warning("NATS: %s", trouble or type(trouble).__name__)
+
+    async def closed() -> None:
+        if on_closed:
+            on_closed()
+
+    try:
+        client = await asyncio.wait_for(
+            nats.connect(
+                url,
+                name=name,
+                user_credentials=credentials,
+                connect_timeout=CONNECT_TIMEOUT_S,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.2,
+                ping_interval=3,
+                pending_size=PENDING_BYTES_MAX,
+                reconnected_cb=reconnected,
+                disconnected_cb=disconnected,
+                error_cb=error,
+                closed_cb=closed,
+            ),
+            CONNECT_TIMEOUT_S * 2,
+        )
+    except (nats.errors.Error, OSError, TimeoutError) as trouble:
+        raise Unavailable(f"cannot connect to NATS at {bare(url)}: {trouble or type(trouble).__name__}") from trouble
+    version = client.connected_server_version
+    if (version.major, version.minor) < SERVER_VERSION_LEAST:
+        await client.close()
+        raise Unavailable(f"nats-server {version.major}.{version.minor} at {bare(url)} is too old: Remit needs 2.12 or newer")
+    bus = Bus(client)
+    return bus
+
+
+async def _reach(url: str) -> None:
+    """Fail fast where nothing listens: the client itself would go on trying."""
+    trouble: Exception | None = None
+    for one in url.split(","):
+        parts = urlsplit(one.strip() if "//" in one else f"nats://{one.strip()}")
+        try:
+            _, writer = await asyncio.wait_for(
+                asyncio.open_connection(parts.hostname or "127.0.0.1", parts.port or 4222), CONNECT_TIMEOUT_S
+            )
+        except (OSError, TimeoutError, ValueError) as error:
+            trouble = error
+        else:
+            writer.close()
+            return
+    raise Unavailable(
+        f"nothing listens at {bare(url)}; start Remit with `./remit up`, or name a NATS with --nats URL"
+    ) from trouble
+
+
+def bare(url: str) -> str:
+    """The URL without its user and password, fit for a message."""
+    return ",".join(
+        one if "@" not in one else one.split("//")[0] + "//" + one.rsplit("@", 1)[1] for one in url.split(",")
+    )

@@ -1,0 +1,34 @@
+"""The few errors of Remit, named by who has to act.
+
+*Malformed* and *Refused* are the caller's, *Unavailable* is the world's, *AlreadySaid* is nobody's:
+it is how the stream says that a fact has been there all along.
+"""
+
+
+class RemitError(Exception):
+    """Something that a caller can act on; its text is the whole message for a person."""
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+class Malformed(RemitError):
+    """The input cannot be read as what it should be; `field` names the part at fault."""
+
+
+class Refused(RemitError):
+    """The input is well formed and not allowed."""
+
+
+class NotFound(RemitError):
+    """What was asked for does not exist."""
+
+
+class Unavailable(RemitError):
+    """A server did not answer; the same call may succeed later."""
+
+
+class AlreadySaid(RemitError):
+    """A create-only subject holds a message already. Not a failure: whoever repeats a fact gets this."""

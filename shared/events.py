@@ -1,0 +1,237 @@
+"""Every event: one struct for each `noun.verb`, and how a stored message is read as one.
+
+Readers are tolerant: unknown fields are ignored, so old readers survive new writers. What must be there is
+what tells an event from another message: a server's ack that a client had stored under `step.completed.7.a.1`
+has no `outputs`, cannot be read, and counts as nothing.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from shared.plan import Goal, Plan
+from shared.status import RunStatus, StepStatus
+from shared.subjects import RUN_DIGITS_MAX, is_principal, is_step_id
+
+OUTPUTS_BYTES_MAX = 65_536  # what a step hands to later steps; anything big is an artifact
+ATTEMPT_MAX = 1_000
+
+
+class Artifact(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes in the object store `artifacts`, under `run_<run>/<name>`; `sha256` in hex."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+    media_type: str = "application/octet-stream"
+
+
+class Tokens(msgspec.Struct, frozen=True, kw_only=True):
+    """What the reported calls of a run used; `unknown_calls` counts those whose server reported nothing."""
+
+    input: int = 0
+    output: int = 0
+    unknown_calls: int = 0
+
+
+class GoalRejected(msgspec.Struct, frozen=True, kw_only=True):
+    """The goal cannot be planned: the first reason and its field, and all of them."""
+
+    reason: str
+    field: str = ""
+    problems: list[dict[str, str]] = []
+
+
+class RunQueued(msgspec.Struct, frozen=True, kw_only=True):
+    """The run waits for one of its directive's `max_concurrent_runs`."""
+
+    directive: str
+    max_concurrent_runs: int
+
+
+class RunStarted(msgspec.Struct, frozen=True, kw_only=True):
+    """The run was admitted; its time budget counts from this message's stamp."""
+
+    directive: str
+    plan_hash: str
+
+
+class StepDispatched(msgspec.Struct, frozen=True, kw_only=True):
+    """A step may run now, until `deadline`, and may spend `token_grant` tokens."""
+
+    inputs: dict[str, Any]
+    deadline: str
+    plan_hash: str
+    timeout_s: float = 600
+    token_grant: int = 0
+    goal: str | None = None
+
+
+class StepCompleted(msgspec.Struct, frozen=True, kw_only=True):
+    """What a step found, and the artifacts that are in the store by now."""
+
+    outputs: dict[str, Any]
+    artifacts: list[Artifact] = []
+    host: str | None = None
+    started_at: str | None = None
+    ended_at: str | None = None
+
+
+class StepFailed(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an attempt failed, redacted, and whether another may succeed."""
+
+    error: str
+    message: str = ""
+    retryable: bool = False
+    host: str | None = None
+    started_at: str | None = None
+    ended_at: str | None = None
+
+
+class StepSkipped(msgspec.Struct, frozen=True, kw_only=True):
+    """The step will not run, and why."""
+
+    reason: str
+
+
+class LlmCalled(msgspec.Struct, frozen=True, kw_only=True):
+    """One call's model and the usage that its server reported: null where it reported none. Never content."""
+
+    request_model: str
+    outcome: str
+    response_model: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    duration_s: float | None = None
+
+
+class TimerFired(msgspec.Struct, frozen=True, kw_only=True):
+    """The server says that a time has come; which one stands in the subject."""
+
+    due: str
+
+
+class RunCompleted(msgspec.Struct, frozen=True, kw_only=True):
+    """The one terminal event of a run."""
+
+    status: RunStatus
+    reason: str
+    steps: dict[str, StepStatus]
+    tokens: Tokens = Tokens()
+    duration_s: float = 0.0
+
+
+class PlanCreated(Plan, frozen=True, kw_only=True):
+    """The whole plan, as `plan.created` carries it."""
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """What lies on an engine subject and is not that event; it is kept, counted, and means nothing."""
+
+    reason: str
+
+
+Body = (
+    Goal
+    | GoalRejected
+    | PlanCreated
+    | RunQueued
+    | RunStarted
+    | StepDispatched
+    | StepCompleted
+    | StepFailed
+    | StepSkipped
+    | LlmCalled
+    | TimerFired
+    | RunCompleted
+    | Unreadable
+)
+
+# kind -> struct, and how many tokens follow <noun>.<verb>.<run>: (least, most).
+KINDS: dict[str, tuple[type, int, int]] = {
+    "goal.rejected": (GoalRejected, 0, 0),
+    "plan.created": (PlanCreated, 0, 0),
+    "run.queued": (RunQueued, 0, 0),
+    "run.started": (RunStarted, 0, 0),
+    "step.dispatched": (StepDispatched, 3, 3),
+    "step.completed": (StepCompleted, 2, 2),
+    "step.failed": (StepFailed, 2, 2),
+    "step.skipped": (StepSkipped, 1, 1),
+    "llm.called": (LlmCalled, 2, 2),
+    "timer.fired": (TimerFired, 1, 3),
+    "run.completed": (RunCompleted, 0, 0),
+}
+_DECODERS: dict[str, tuple[Callable[[bytes], Any], int, int]] = {
+    kind: (msgspec.json.Decoder(struct).decode, least, most) for kind, (struct, least, most) in KINDS.items()
+}
+_STEP_KINDS = frozenset(("step.dispatched", "step.completed", "step.failed", "step.skipped", "llm.called"))
+
+
+class Event(msgspec.Struct):
+    """One stored message: its place in the order, the server's stamp, and what it says.
+
+    `kind` is `noun.verb`; `run` is 0 when the subject names none; `attempt` is 0 where there is none; `tail`
+    is the last token where the kind has one: a task, a principal, a call.
+    """
+
+    seq: int
+    at_ns: int
+    kind: str
+    run: int
+    body: Any
+    step: str = ""
+    attempt: int = 0
+    tail: str = ""
+
+
+encode = msgspec.json.Encoder().encode
+
+
+def read(subject: str, seq: int, at_ns: int, data: bytes) -> Event:
+    """The event in a stored message. Never raises: what cannot be read comes back with an `Unreadable` body."""
+    parts = subject.split(".")
+    kind = f"{parts[0]}.{parts[1]}" if len(parts) > 1 else subject
+    if kind == "goal.submitted":
+        # The goal is read by `read_goal` where it matters; a fold needs only to know that there is one.
+        principal = parts[2] if len(parts) == 3 else ""
+        if len(parts) > 3 or (principal and not is_principal(principal)):
+            return Event(seq, at_ns, kind, 0, Unreadable("no principal can be read from the subject"))
+        return Event(seq, at_ns, kind, seq, None, tail=principal)
+    run = _number(parts[2], RUN_DIGITS_MAX) if len(parts) > 2 else 0
+    known = _DECODERS.get(kind)
+    if known is None or run == 0:
+        return Event(seq, at_ns, kind, run, Unreadable("no event of Remit has this subject"))
+    decode, least, most = known
+    rest = len(parts) - 3
+    event = Event(seq, at_ns, kind, run, None)
+    if not least <= rest <= most or run >= seq:
+        event.body = Unreadable("the subject has the wrong tokens for its kind")
+        return event
+    if kind in _STEP_KINDS:
+        event.step = parts[3]
+        if kind != "step.skipped" and kind != "llm.called":
+            event.attempt = _number(parts[4], 4)
+            if rest == 3:
+                event.tail = parts[5]
+        elif kind == "llm.called":
+            event.tail = parts[4]
+        if not is_step_id(event.step):
+            event.body = Unreadable("the subject's step is none")
+            return event
+    elif rest:
+        event.tail = ".".join(parts[3:])
+    try:
+        event.body = decode(data)
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        event.body = Unreadable(str(error)[:300])
+    return event
+
+
+def _number(text: str, digits_max: int) -> int:
+    """A positive number in its only spelling (no sign, no leading zero), or 0."""
+    if len(text) > digits_max or not text.isascii() or not text.isdigit() or text[0] == "0":
+        return 0
+    return int(text)

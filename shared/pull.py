@@ -1,0 +1,308 @@
+"""Reading streams: one pull loop that survives a server restart, and a fold's reader built on it.
+
+Theory of operation. A pull request is always outstanding: the next one goes out when half of the last is used up,
+and every request has a reply subject of its own, so that a status (404, 408, 409, 503) ends just that request.
+Requests are served in order, so an arriving message is counted against the oldest one. A server that has a request
+sends a heartbeat each second: when nothing at all has come for `SILENCE_S`, or the connection was made anew, all
+requests are given up and one new request is sent.
+
+A `Puller` serves a durable work queue (explicit acks). A `Reader` follows a whole stream in order for a fold, with an
+ephemeral consumer that needs no acks: it checks that no sequence is missing and starts again behind the last one it
+has seen when one is, or when the consumer is gone.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from shared.bus import ApiError, Bus
+from shared.errors import RemitError, Unavailable
+
+log = logging.getLogger("remit.pull")
+
+EXPIRES_S = 5
+HEARTBEAT_S = 1
+SILENCE_S = 2.5
+NS = 1_000_000_000
+CONSUMER_GONE_S = 300  # how long the server keeps a reader's consumer that nobody pulls
+RETRY_S = 0.25
+
+_names = itertools.count(1)
+
+
+class Delivery(msgspec.Struct):
+    """One message of a work queue. `delivered` counts from 1; more means that somebody had it and did not finish."""
+
+    subject: str
+    data: bytes
+    reply: str
+    seq: int
+    at_ns: int
+    delivered: int
+
+
+def stamp(reply: str) -> tuple[int, int, int]:
+    """Stream sequence, time in nanoseconds and delivery count out of a JetStream reply subject.
+
+    `$JS.ACK.<stream>.<consumer>.<delivered>.<seq>.<consumer seq>.<time>.<pending>`; the longer form with domain and
+    account hash has two tokens more before the stream.
+    """
+    parts = reply.split(".")
+    at = 4 if len(parts) == 9 else 6
+    return int(parts[at + 1]), int(parts[at + 3]), int(parts[at])
+
+
+class _Pulls:
+    """The outstanding pull requests of one consumer."""
+
+    def __init__(self, bus: Bus, stream: str, consumer: str, batch: int, deliver: Callable[[str, bytes, str], Any]):
+        self._bus = bus
+        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        self._batch = batch
+        self._deliver = deliver
+        self._open: dict[str, int] = {}  # reply subject -> messages still to come, oldest first
+        self._prefix = bus.inbox()
+        self._numbers = itertools.count(1)
+        self._heard_s = 0.0
+        self._again: float | None = None
+        self._stop: Callable[[], Awaitable[None]] | None = None
+        self._forget: Callable[[], None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self.gone = asyncio.Event()
+        self.paused = False
+
+    async def start(self) -> None:
+        self._stop = await self._bus.subscribe(f"{self._prefix}.*", self._came)
+        self._forget = self._bus.on_reconnected(self.restart)
+        self._watch = asyncio.create_task(self._listen())
+        await self._ask()
+
+    async def stop(self) -> None:
+        if self._watch:
+            self._watch.cancel()
+        if self._forget:
+            self._forget()
+        if self._stop:
+            await self._stop()
+
+    async def restart(self) -> None:
+        """Give up every request and send a new one."""
+        self._open.clear()
+        await self._ask()
+
+    async def pause(self, paused: bool) -> None:
+        """Ask for no more while paused; what was asked for still comes."""
+        self.paused = paused
+        if not paused:
+            await self._refill()
+
+    async def _ask(self) -> None:
+        self._again = None
+        if self.paused:
+            return
+        reply = f"{self._prefix}.{next(self._numbers)}"
+        self._open[reply] = self._batch
+        self._heard_s = asyncio.get_running_loop().time()
+        body = {"batch": self._batch, "expires": EXPIRES_S * NS, "idle_heartbeat": HEARTBEAT_S * NS}
+        await self._bus.publish(self._subject, msgspec.json.encode(body), reply)
+
+    async def _refill(self) -> None:
+        if sum(self._open.values()) <= self._batch // 2:
+            await self._ask()
+
+    async def _came(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
+        self._heard_s = asyncio.get_running_loop().time()
+        if headers and not reply.startswith("$JS.ACK") and "Status" in headers:
+            status = headers["Status"]
+            if status == "100":
+                return
+            self._open.pop(subject, None)
+            text = headers.get("Description", "")
+            if status == "409" and ("Deleted" in text or "deleted" in text):
+                self.gone.set()
+            elif status in ("503", "409", "404"):
+                # No responders while the server starts or the consumer is unknown: not in a tight loop.
+                self._again = self._heard_s + RETRY_S
+            elif not self._open:
+                await self._ask()
+            return
+        for key in self._open:
+            left = self._open[key] - 1
+            if left:
+                self._open[key] = left
+            else:
+                del self._open[key]
+            break
+        done = self._deliver(subject, data, reply)
+        if done is not None:
+            await done
+        if len(self._open) < 2:
+            await self._refill()
+
+    async def _listen(self) -> None:
+        while True:
+            await asyncio.sleep(RETRY_S)
+            now_s = asyncio.get_running_loop().time()
+            if not self._bus.is_connected or self.paused:
+                continue
+            silent = self._open and now_s - self._heard_s > SILENCE_S
+            if silent or not self._open or (self._again is not None and now_s >= self._again):
+                if silent:
+                    log.debug("%s is silent; asking again", self._subject)
+                    self.gone.set()  # a reader then looks whether its consumer is still there
+                await self.restart()
+
+
+class Puller:
+    """A work queue: deliveries of a durable consumer, to be acked when they are done."""
+
+    def __init__(
+        self, bus: Bus, stream: str, durable: str, handler: Callable[[Delivery], Awaitable[None] | None], *, batch: int
+    ) -> None:
+        self._bus = bus
+        self._handler = handler
+        self._pulls = _Pulls(bus, stream, durable, batch, self._deliver)
+
+    async def start(self) -> "Puller":
+        await self._pulls.start()
+        return self
+
+    async def stop(self) -> None:
+        await self._pulls.stop()
+
+    async def pause(self, paused: bool) -> None:
+        """Take no more work while paused."""
+        await self._pulls.pause(paused)
+
+    async def ack(self, delivery: Delivery) -> None:
+        """Done: not delivered again (unless the server is killed first; then the create-only append refuses it)."""
+        await self._bus.publish(delivery.reply)
+
+    async def in_progress(self, delivery: Delivery) -> None:
+        """Still at it: the lease of `ack_wait` starts anew."""
+        await self._bus.publish(delivery.reply, b"+WPI")
+
+    async def give_back(self, delivery: Delivery, delay_s: float = 0.0) -> None:
+        """Not done: deliver again after `delay_s`."""
+        body = b"-NAK " + msgspec.json.encode({"delay": int(delay_s * NS)}) if delay_s else b"-NAK"
+        await self._bus.publish(delivery.reply, body)
+
+    def _deliver(self, subject: str, data: bytes, reply: str) -> Any:
+        seq, at_ns, delivered = stamp(reply)
+        return self._handler(Delivery(subject, data, reply, seq, at_ns, delivered))
+
+
+# What a fold's reader hands over: subject, sequence, stamp in nanoseconds, data.
+OnMessage = Callable[[str, int, int, bytes], Awaitable[None] | None]
+
+
+class Reader:
+    """Every message of a stream (or of some of its subjects), once, in order, from `start_seq` on, for ever."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        stream: str,
+        handler: OnMessage,
+        *,
+        start_seq: int = 1,
+        subjects: Sequence[str] | None = None,
+        batch: int = 1024,
+    ) -> None:
+        self._bus = bus
+        self._stream = stream
+        self._handler = handler
+        self._subjects = list(subjects) if subjects is not None else None
+        self._batch = batch
+        self.position = start_seq - 1
+        self._fresh = True
+        self._pulls: _Pulls | None = None
+        self._consumer = ""
+        self._keeper: asyncio.Task[None] | None = None
+        self._forget: Callable[[], None] | None = None
+        self._consumer_seq = 0
+
+    async def start(self) -> "Reader":
+        await self._open()
+        self._forget = self._bus.on_reconnected(self._reconnected)
+        self._keeper = asyncio.create_task(self._keep())
+        return self
+
+    async def stop(self) -> None:
+        if self._keeper:
+            self._keeper.cancel()
+        if self._forget:
+            self._forget()
+        if self._pulls:
+            await self._pulls.stop()
+        if self._consumer and self._bus.is_connected:
+            try:
+                await self._bus.api(f"CONSUMER.DELETE.{self._stream}.{self._consumer}", timeout_s=1)
+            except RemitError as error:
+                log.debug("the reader's consumer is left to its timeout: %s", error)
+
+    async def _open(self) -> None:
+        """A new consumer right behind the last message seen."""
+        if self._pulls:
+            await self._pulls.stop()
+            self._pulls = None
+        name = self._bus.inbox().rsplit(".", 1)[-1]
+        config: dict[str, Any] = {
+            "name": f"reader-{name}-{next(_names)}",
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": self.position + 1,
+            "ack_policy": "none",
+            "mem_storage": True,
+            "num_replicas": 1,
+            "inactive_threshold": CONSUMER_GONE_S * NS,
+            "max_waiting": 16,
+        }
+        if self._subjects is not None:
+            config["filter_subjects"] = self._subjects
+        await self._bus.api(
+            f"CONSUMER.CREATE.{self._stream}.{config['name']}", {"stream_name": self._stream, "config": config}
+        )
+        self._consumer = config["name"]
+        self._consumer_seq = 0
+        self._pulls = _Pulls(self._bus, self._stream, self._consumer, self._batch, self._deliver)
+        await self._pulls.start()
+
+    def _deliver(self, subject: str, data: bytes, reply: str) -> Any:
+        parts = reply.split(".")
+        at = 4 if len(parts) == 9 else 6
+        if parts[at - 1] != self._consumer:
+            return None  # a late message of the consumer before
+        # The consumer numbers what it delivers without gaps, whatever its filter: a gap is a lost message.
+        number = int(parts[at + 2])
+        if number != self._consumer_seq + 1:
+            if self._pulls:
+                self._pulls.gone.set()
+            return None
+        self._consumer_seq = number
+        seq = int(parts[at + 1])
+        self.position = seq
+        return self._handler(subject, seq, int(parts[at + 3]), data)
+
+    async def _reconnected(self) -> None:
+        # What was under way is lost, as nothing was acked; the consumer may be lost, too.
+        if self._pulls:
+            self._pulls.gone.set()
+
+    async def _keep(self) -> None:
+        while True:
+            if self._pulls is None:
+                await asyncio.sleep(RETRY_S)
+            else:
+                await self._pulls.gone.wait()
+            if not self._bus.is_connected:
+                await asyncio.sleep(RETRY_S)
+                continue
+            try:
+                await self._open()
+            except (Unavailable, ApiError) as error:
+                log.warning("cannot read %s yet: %s", self._stream, error)
+                await asyncio.sleep(RETRY_S)

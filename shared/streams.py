@@ -1,0 +1,136 @@
+"""The streams, buckets and work queues of Remit, made when they are missing; making them again changes nothing.
+
+EVENTS is plain on purpose: on a stream that takes schedules, a client that may publish one subject can forge others.
+TIMERS takes schedules and is written by engine services only; EVENTS sources what it fires.
+"""
+
+from typing import Any
+
+from shared.bus import ApiError, Bus
+from shared.subjects import (
+    ARTIFACTS_BUCKET,
+    CONFIG_BUCKET,
+    EVENT_NOUNS,
+    EVENTS,
+    GOALS,
+    MEMORY_BUCKET,
+    TIMERS,
+    step_dispatched_to,
+    worker_consumer,
+)
+
+NS = 1_000_000_000
+KV_HISTORY = 64  # the server's most; directives keep their history here
+ACK_WAIT_S = 30  # the lease: a worker that is silent for so long has lost its step
+STREAM_EXISTS = 10058
+CONSUMER_EXISTS = 10148
+
+
+def events(replicas: int) -> dict[str, Any]:
+    return {
+        "name": EVENTS,
+        "subjects": [f"{noun}.>" for noun in EVENT_NOUNS],
+        "storage": "file",
+        "num_replicas": replicas,
+        "deny_delete": True,
+        "deny_purge": True,
+        "allow_direct": True,
+        "discard": "new",
+        "sources": [{"name": TIMERS, "filter_subject": "timer.fired.>"}],
+    }
+
+
+def timers(replicas: int) -> dict[str, Any]:
+    return {
+        "name": TIMERS,
+        "subjects": ["timer.at.>", "timer.fired.>"],
+        "storage": "file",
+        "num_replicas": replicas,
+        "allow_direct": True,
+        "allow_msg_schedules": True,
+        "allow_msg_ttl": True,
+    }
+
+
+def bucket(name: str, replicas: int, *, history: int) -> dict[str, Any]:
+    return {
+        "name": f"KV_{name}",
+        "subjects": [f"$KV.{name}.>"],
+        "storage": "file",
+        "num_replicas": replicas,
+        "max_msgs_per_subject": history,
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+        "allow_direct": True,
+        "discard": "new",
+    }
+
+
+def objects(name: str, replicas: int) -> dict[str, Any]:
+    return {
+        "name": f"OBJ_{name}",
+        "subjects": [f"$O.{name}.C.>", f"$O.{name}.M.>"],
+        "storage": "file",
+        "num_replicas": replicas,
+        "allow_rollup_hdrs": True,
+        "allow_direct": True,
+        "discard": "new",
+    }
+
+
+async def ensure(bus: Bus, replicas: int = 1) -> None:
+    """Make every stream and the planner's queue. Any service may, at any time, together with others."""
+    for config in (
+        timers(replicas),
+        events(replicas),
+        bucket(CONFIG_BUCKET, replicas, history=KV_HISTORY),
+        bucket(MEMORY_BUCKET, replicas, history=1),
+        objects(ARTIFACTS_BUCKET, replicas),
+    ):
+        try:
+            await bus.api(f"STREAM.CREATE.{config['name']}", config)
+        except ApiError as error:
+            if error.code != STREAM_EXISTS:
+                raise
+            # It is there with other settings: made by an older Remit, or an operator's own limits. Add only what
+            # this version cannot do without.
+            await _add_subjects(bus, config)
+    await work_queue(bus, "planner", list(GOALS))
+
+
+async def _add_subjects(bus: Bus, wanted: dict[str, Any]) -> None:
+    found = (await bus.api(f"STREAM.INFO.{wanted['name']}"))["config"]
+    missing = [subject for subject in wanted["subjects"] if subject not in found["subjects"]]
+    if missing:
+        found["subjects"] = [*found["subjects"], *missing]
+        await bus.api(f"STREAM.UPDATE.{wanted['name']}", found)
+
+
+async def work_queue(bus: Bus, durable: str, subjects: list[str], *, ack_wait_s: int = ACK_WAIT_S) -> None:
+    """A durable consumer on EVENTS, from the stream's start: what waited for it is delivered."""
+    config = {
+        "durable_name": durable,
+        "name": durable,
+        "ack_policy": "explicit",
+        "ack_wait": ack_wait_s * NS,
+        "deliver_policy": "all",
+        "max_deliver": -1,
+        "max_ack_pending": 20_000,
+        "max_waiting": 512,
+        "filter_subjects": subjects,
+    }
+    try:
+        await bus.api(f"CONSUMER.DURABLE.CREATE.{EVENTS}.{durable}", {"stream_name": EVENTS, "config": config})
+    except ApiError as error:
+        if error.code not in (CONSUMER_EXISTS, 10013):
+            raise
+
+
+async def worker_queue(bus: Bus, task: str) -> None:
+    """The queue `worker-<task>` that anybody who performs the task pulls from."""
+    await work_queue(bus, worker_consumer(task), [step_dispatched_to(task)])
+
+
+async def last_seq(bus: Bus, stream: str = EVENTS) -> int:
+    """The newest sequence of the stream."""
+    return int((await bus.api(f"STREAM.INFO.{stream}"))["state"]["last_seq"])

@@ -1,0 +1,169 @@
+"""Every subject of Remit, built and read in this one file.
+
+An engine subject is `<noun>.<verb>.<run>[.<step>[.<attempt>[.<task>]]]`; the literal stands above each builder.
+Because the run is always the third token, all of one run is `*.*.<run>` and `*.*.<run>.>`.
+"""
+
+import re
+from typing import NewType
+
+from shared.errors import Malformed
+
+RunId = NewType("RunId", int)
+StepId = NewType("StepId", str)
+
+EVENTS = "EVENTS"
+TIMERS = "TIMERS"
+CONFIG_BUCKET = "config"
+ARTIFACTS_BUCKET = "artifacts"
+MEMORY_BUCKET = "memory"
+
+# `*.*.*` is refused as a stream's subjects (10052), so the nouns are listed. `timer.fired.>` is not among
+# them: it comes in by sourcing from TIMERS, and a client that publishes it reaches no stream at all.
+EVENT_NOUNS = ("goal", "plan", "run", "step", "llm", "approval", "schedule", "audit")
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_STEP_ID = re.compile(r"[a-z0-9_-]{1,64}")
+_DIGITS = re.compile(r"[0-9]+")
+
+# A run id is a stream sequence; anything longer is somebody's joke, and int() of 4,000 digits is a slow one.
+RUN_DIGITS_MAX = 19
+
+
+def is_token(text: str) -> bool:
+    return _TOKEN.fullmatch(text) is not None
+
+
+def is_step_id(text: str) -> bool:
+    return _STEP_ID.fullmatch(text) is not None
+
+
+def is_principal(text: str) -> bool:
+    """Never all digits: `goal.submitted.42` would read as a part of run 42."""
+    return is_token(text) and _DIGITS.fullmatch(text) is None
+
+
+def token(text: str, field: str) -> str:
+    """`text` when it may stand in a subject; the server itself would store `ev.*` without complaint."""
+    if not is_token(text):
+        raise Malformed(f"{field} {text[:80]!r} must be 1 to 64 letters, digits, '_' or '-'", field=field)
+    return text
+
+
+# goal.submitted        goal.submitted.<principal>
+def goal_submitted(principal: str = "") -> str:
+    return f"goal.submitted.{principal}" if principal else "goal.submitted"
+
+
+GOALS = ("goal.submitted", "goal.submitted.*")
+
+
+# goal.rejected.<run>
+def goal_rejected(run: int) -> str:
+    return f"goal.rejected.{run}"
+
+
+# plan.created.<run>
+def plan_created(run: int) -> str:
+    return f"plan.created.{run}"
+
+
+# run.queued.<run>   run.started.<run>   run.completed.<run>
+def run_queued(run: int) -> str:
+    return f"run.queued.{run}"
+
+
+def run_started(run: int) -> str:
+    return f"run.started.{run}"
+
+
+def run_completed(run: int) -> str:
+    return f"run.completed.{run}"
+
+
+# run.cancel_requested.<run>   run.cancel_requested.<run>.<principal>
+def run_cancel_requested(run: int, principal: str = "") -> str:
+    return f"run.cancel_requested.{run}.{principal}" if principal else f"run.cancel_requested.{run}"
+
+
+# step.dispatched.<run>.<step>.<attempt>.<task>
+def step_dispatched(run: int, step: str, attempt: int, task: str) -> str:
+    return f"step.dispatched.{run}.{step}.{attempt}.{task}"
+
+
+def step_dispatched_to(task: str) -> str:
+    return f"step.dispatched.*.*.*.{task}"
+
+
+# step.completed.<run>.<step>.<attempt>   step.failed.<run>.<step>.<attempt>
+def step_completed(run: int, step: str, attempt: int) -> str:
+    return f"step.completed.{run}.{step}.{attempt}"
+
+
+def step_failed(run: int, step: str, attempt: int) -> str:
+    return f"step.failed.{run}.{step}.{attempt}"
+
+
+# step.skipped.<run>.<step>
+def step_skipped(run: int, step: str) -> str:
+    return f"step.skipped.{run}.{step}"
+
+
+# llm.called.<run>.<step>.<call>
+def llm_called(run: int, step: str, call: str) -> str:
+    return f"llm.called.{run}.{step}.{call}"
+
+
+# progress.<run>.<step>      core NATS, not stored
+def progress(run: int, step: str) -> str:
+    return f"progress.{run}.{step}"
+
+
+# timer.at.<run>.<what…>  in TIMERS, aimed at  timer.fired.<run>.<what…>
+def timer_at(run: int, what: str) -> str:
+    return f"timer.at.{run}.{what}"
+
+
+def timer_fired(run: int, what: str) -> str:
+    return f"timer.fired.{run}.{what}"
+
+
+def of_run(run: int) -> tuple[str, str]:
+    """The two filters that match every event of a run except its goal, which is message `run` itself."""
+    return f"*.*.{run}", f"*.*.{run}.>"
+
+
+def worker_consumer(task: str) -> str:
+    """The durable consumer that delivers a task's dispatched steps to whoever pulls."""
+    return f"worker-{task}"
+
+
+# gpu.<host>.report   logs.<host>.sources|read|services   registry.<question>
+def gpu_report(host: str) -> str:
+    return f"gpu.{host}.report"
+
+
+def logs(host: str, what: str) -> str:
+    return f"logs.{host}.{what}"
+
+
+def registry(question: str) -> str:
+    return f"registry.{question}"
+
+
+# Keys of the KV bucket `config`.
+def directive_key(name: str) -> str:
+    return f"directive.{name}"
+
+
+def task_key(name: str) -> str:
+    return f"task.{name}"
+
+
+def allow_key(entry_id: str) -> str:
+    return f"allow.{entry_id}"
+
+
+def artifact(run: int, name: str) -> str:
+    """The object's name in the store: `run_42/report.md`."""
+    return f"run_{run}/{name}"
