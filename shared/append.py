@@ -8,7 +8,7 @@ again: an ack that is missing says nothing, and 10071 on the second try means th
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
@@ -36,7 +36,8 @@ class _Ack(msgspec.Struct):
 
 
 # What the stream answered: the sequence, or 0 when the subject had been taken before.
-Then = Callable[[int], None]
+# It may return an awaitable (a publish of the work queue's ack), which is then awaited.
+Then = Callable[[int], Awaitable[None] | None]
 
 
 class _Pending(msgspec.Struct):
@@ -84,7 +85,12 @@ class Appender:
     async def append(self, subject: str, data: bytes, *, headers: dict[str, str] | None = CREATE_ONLY) -> int:
         """Append and wait: the message's sequence. `AlreadySaid` when the subject was taken."""
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        await self.say(subject, data, lambda seq: None if done.done() else done.set_result(seq), headers=headers)
+
+        def settle(seq: int) -> None:
+            if not done.done():
+                done.set_result(seq)
+
+        await self.say(subject, data, settle, headers=headers)
         seq = await done
         if seq == 0:
             raise AlreadySaid(f"{subject} was said before")
@@ -102,14 +108,16 @@ class Appender:
         if self._sweeper:
             self._sweeper.cancel()
 
-    def _acked(self, subject: str, data: bytes, _reply: str, headers: Mapping[str, str] | None) -> None:
+    def _acked(
+        self, subject: str, data: bytes, _reply: str, headers: Mapping[str, str] | None
+    ) -> Awaitable[None] | None:
         token = subject[len(self._prefix) + 1 :]
         pending = self._pending.get(token)
         if pending is None:
-            return  # the ack of a first try whose second was answered already
+            return None  # the ack of a first try whose second was answered already
         seq = 0
         if headers and "Status" in headers:
-            return  # 503: no stream took it (the server is starting); the sweep sends it again
+            return None  # 503: no stream took it (the server is starting); the sweep sends it again
         ack = self._decode(data)
         if ack.error is None:
             seq = ack.seq
@@ -120,12 +128,11 @@ class Appender:
         else:
             # 10164 (a write in flight on R3), no quorum, a full disk: ambiguous or passing. Sent again by the sweep.
             log.warning("%s: %s (%d); trying again", pending.subject, ack.error.description, ack.error.err_code)
-            return
+            return None
         del self._pending[token]
         if not self._room.is_set() and len(self._pending) < self._window:
             self._room.set()
-        if pending.then:
-            pending.then(seq)
+        return pending.then(seq) if pending.then else None
 
     async def _sweep(self) -> None:
         while True:

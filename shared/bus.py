@@ -393,7 +393,9 @@ async def connect(
     version = client.connected_server_version
     if (version.major, version.minor) < SERVER_VERSION_LEAST:
         await client.close()
-        raise Unavailable(f"nats-server {version.major}.{version.minor} at {bare(url)} is too old: Remit needs 2.12 or newer")
+        raise Unavailable(
+            f"nats-server {version.major}.{version.minor} at {bare(url)} is too old: Remit needs 2.12 or newer"
+        )
     bus = Bus(client)
     return bus
 

@@ -67,7 +67,7 @@ class Directive(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     version: int = 0
     description: str = ""
-    task_list: list[str] = ["*"]
+    task_list: list[str] = msgspec.field(default_factory=lambda: ["*"])
     max_concurrent_runs: int = 500
     on_failure: OnFailure = "stop"
     defaults: Budgets = Budgets()

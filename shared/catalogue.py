@@ -1,0 +1,55 @@
+"""What Remit can do and what it allows before anybody has configured it: the built-in tasks and directives."""
+
+import hashlib
+
+import msgspec
+
+from shared.plan import Directive, TaskSpec, canonical
+
+TASKS: tuple[TaskSpec, ...] = (
+    TaskSpec(
+        name="log_triage",
+        description="Reads the allow-listed logs, ranks what went wrong and shows the evidence",
+        keywords=["log", "triage", "analyze", "error", "warning", "event", "exception", "crash"],
+        timeout_s=900,
+        uses_tokens=True,
+    ),
+    TaskSpec(
+        name="gpu_report",
+        description="Asks every host's GPU agent for the last minutes and names the hotspots",
+        keywords=["gpu", "nvidia", "vram", "cuda", "utilization", "memory", "video", "graphics"],
+        timeout_s=120,
+    ),
+    TaskSpec(
+        name="service_map",
+        description="Maps the allow-listed containers of every host and what connects them",
+        keywords=["service", "map", "network", "container", "port", "connection", "expose", "topology"],
+        timeout_s=120,
+    ),
+    TaskSpec(name="noop", description="Does nothing and succeeds; for measuring and for tests", timeout_s=60),
+    TaskSpec(name="fail", description="Fails, always; for tests", timeout_s=60, max_attempts=1),
+)
+
+ANY_TASK = "*"  # in a directive's task_list: every task of the catalogue, in its order
+
+DIRECTIVES: tuple[Directive, ...] = (
+    Directive(name="default", description="Every task of the catalogue", task_list=[ANY_TASK]),
+)
+
+
+class Catalogue(msgspec.Struct, frozen=True):
+    """The tasks that can be planned, in a fixed order (built-in ones first), and the directives by name."""
+
+    tasks: tuple[TaskSpec, ...] = TASKS
+    directives: dict[str, Directive] = msgspec.field(default_factory=lambda: {one.name: one for one in DIRECTIVES})
+
+    @property
+    def version(self) -> str:
+        """Twelve hex digits of the SHA-256 over the tasks: equal catalogues have equal versions, anywhere."""
+        return hashlib.sha256(canonical(self.tasks)).hexdigest()[:12]
+
+    def task(self, name: str) -> TaskSpec | None:
+        return next((task for task in self.tasks if task.name == name), None)
+
+
+BUILT_IN = Catalogue()

@@ -1,0 +1,133 @@
+"""What an operator has configured: a live view of the KV bucket `config`, and the settings of a process.
+
+The view is a fold of the bucket's stream, read like any other stream, so it survives what a KV watcher does not.
+An entry that cannot be read is left out and told; it never takes the service with it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from shared.bus import Bus
+from shared.catalogue import BUILT_IN, Catalogue
+from shared.plan import Directive, TaskSpec
+from shared.pull import Reader
+from shared.streams import last_seq
+from shared.subjects import CONFIG_BUCKET
+
+log = logging.getLogger("remit.config")
+
+NATS_URL_DEFAULT = "nats://127.0.0.1:4222"
+HTTP_DEFAULT = "127.0.0.1:9595"
+
+T = TypeVar("T")
+
+
+def nats_url() -> str:
+    return os.environ.get("REMIT_NATS_URL", NATS_URL_DEFAULT)
+
+
+def data_dir() -> Path:
+    """Where Remit keeps what is on disk: `REMIT_DATA_DIR`, or the XDG state directory."""
+    if given := os.environ.get("REMIT_DATA_DIR"):
+        return Path(given)
+    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(state) / "remit"
+
+
+def host_name() -> str:
+    """This host's name as a subject token: `REMIT_HOST`, or the machine's, with what cannot stand replaced."""
+    name = os.environ.get("REMIT_HOST") or socket.gethostname().split(".")[0]
+    return re.sub(r"[^A-Za-z0-9_-]", "-", name)[:64] or "localhost"
+
+
+class Config:
+    """The bucket `config` as it stands: raw values by key, and the words made of them."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._values: dict[str, bytes] = {}
+        self._prefix = f"$KV.{CONFIG_BUCKET}."
+        self._reader: Reader | None = None
+        self._moved = asyncio.Condition()
+        self._catalogue: Catalogue | None = None
+        self.revision = 0
+
+    async def start(self) -> "Config":
+        """Read all there is; the view is whole when this returns, and follows from then on."""
+        # Deletions are messages with an empty body here: a value of Remit is never empty.
+        self._reader = await Reader(self._bus, f"KV_{CONFIG_BUCKET}", self._changed, batch=256).start()
+        await self.catch_up()
+        return self
+
+    async def stop(self) -> None:
+        if self._reader:
+            await self._reader.stop()
+
+    async def catch_up(self, timeout_s: float = 5.0) -> None:
+        """Wait until everything that was in the bucket when this was called is in the view."""
+        wanted = await last_seq(self._bus, f"KV_{CONFIG_BUCKET}")
+        async with self._moved:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._moved.wait_for(lambda: self.revision >= wanted), timeout_s)
+
+    async def _changed(self, subject: str, seq: int, _at_ns: int, data: bytes) -> None:
+        key = subject.removeprefix(self._prefix)
+        if data:
+            self._values[key] = data
+        else:
+            self._values.pop(key, None)
+        self._catalogue = None
+        async with self._moved:
+            self.revision = seq
+            self._moved.notify_all()
+
+    def entries(self, prefix: str, struct: type[T]) -> dict[str, T]:
+        """Every readable value under `prefix`, by the rest of its key."""
+        return entries(self._values, prefix, struct)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """Tasks and directives, the built-in ones overlaid with the configured ones."""
+        if self._catalogue is None:
+            self._catalogue = catalogue(self._values)
+        return self._catalogue
+
+
+def entries(values: dict[str, bytes], prefix: str, struct: type[T]) -> dict[str, T]:
+    found: dict[str, T] = {}
+    for key in sorted(values):
+        if key.startswith(prefix):
+            try:
+                found[key[len(prefix) :]] = msgspec.json.decode(values[key], type=struct)
+            except (msgspec.DecodeError, RecursionError) as error:
+                log.warning("config %s is left out: %s", key, error)
+    return found
+
+
+def catalogue(values: dict[str, bytes]) -> Catalogue:
+    tasks = {task.name: task for task in BUILT_IN.tasks}
+    for name, task in entries(values, "task.", TaskSpec).items():
+        tasks.setdefault(name, msgspec.structs.replace(task, name=name))  # a built-in task keeps its meaning
+    directives = dict(BUILT_IN.directives)
+    for name, directive in entries(values, "directive.", Directive).items():
+        directives[name] = msgspec.structs.replace(directive, name=name)
+    return Catalogue(tasks=tuple(tasks.values()), directives=directives)
+
+
+def setting(name: str, kind: type[T], default: T) -> T:
+    """`REMIT_<NAME>` from the environment as `kind`; a value that is none is an error that names the variable."""
+    text: Any = os.environ.get(f"REMIT_{name}")
+    if text is None or text == "":
+        return default
+    try:
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise SystemExit(f"remit: REMIT_{name}={text!r}: {error}") from error

@@ -1,0 +1,95 @@
+"""What every service process does alike: logging, signals, the loop, and ending when it must.
+
+Not a base class: a service is its own `__main__`, and calls `run(main)`.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import uvloop
+
+from shared.bus import Bus, connect
+from shared.clock import rfc3339
+from shared.config import nats_url
+from shared.errors import RemitError, Unavailable
+from shared.streams import ensure
+
+log = logging.getLogger("remit.process")
+
+CONNECT_PATIENCE_S = 60.0  # a NATS that is being restarted; after that the keeper shall know
+
+
+class _Lines(logging.Formatter):
+    """One JSON object a line: readable for programs, and for Remit's own triage."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": rfc3339(int(record.created * 1e9)),
+            "level": record.levelname.lower(),
+            "service": self._service,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()
+
+
+def log_to_stderr(service: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines(service))
+    level = os.environ.get("REMIT_LOG_LEVEL", "info").upper()
+    logging.basicConfig(level=level if level in logging.getLevelNamesMapping() else "INFO", handlers=[handler])
+    logging.getLogger("nats").setLevel(logging.ERROR)  # what matters of it comes through the bus
+
+
+async def connected(service: str) -> Bus:
+    """A connection with streams in place; waits for a NATS that is just starting.
+
+    When the connection ends for good the process ends, too: its keeper starts it afresh.
+    """
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + CONNECT_PATIENCE_S
+    while True:
+        try:
+            bus = await connect(
+                nats_url(),
+                f"remit-{service}",
+                credentials=os.environ.get("REMIT_NATS_CREDS"),
+                on_closed=lambda: os.kill(os.getpid(), signal.SIGTERM),
+            )
+            await ensure(bus, replicas=int(os.environ.get("REMIT_REPLICAS", "1")))
+        except Unavailable as error:
+            if loop.time() > end_s:
+                raise
+            log.info("waiting for NATS: %s", error)
+            await asyncio.sleep(0.3)
+        else:
+            return bus
+
+
+def run(service: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Run `main(stop)` until it returns; SIGTERM and SIGINT set `stop`. An error that can be acted on ends with 1."""
+    log_to_stderr(service)
+
+    async def supervised() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await main(stop)
+
+    try:
+        uvloop.run(supervised())
+    except RemitError as error:
+        log.error("%s", error)
+        raise SystemExit(1) from error

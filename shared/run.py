@@ -1,0 +1,276 @@
+"""The fold: what an event means for its run. `evolve(run, event) -> run` is the only place where that is written.
+
+Theory of operation. `LEGAL` says in which states of a run an event may be applied; a function of the same name as
+the event says what it changes. An event that is not legal, names another attempt, or cannot be read changes
+nothing: `evolve` then returns the very object that it was given, and `refusal` says why. State is immutable, so a
+fold can be compared with itself at any prefix of the stream.
+
+The executor decides from this, the registry writes its rows from it, CLI and gateway show it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from shared.clock import NS_PER_S
+from shared.events import (
+    Artifact,
+    Event,
+    GoalRejected,
+    LlmCalled,
+    PlanCreated,
+    RunCompleted,
+    StepCompleted,
+    StepFailed,
+    StepSkipped,
+    Tokens,
+    Unreadable,
+)
+from shared.plan import Step
+from shared.status import RUN_ENDS, RunStatus, StepStatus
+
+
+class StepState(msgspec.Struct, frozen=True):
+    """Where one step stands. Stamps are nanoseconds of the stream; `attempt` counts those dispatched."""
+
+    status: StepStatus = "pending"
+    attempt: int = 0
+    dispatched_ns: int = 0
+    ended_ns: int = 0
+    error: str = ""
+    message: str = ""
+    host: str | None = None
+    outputs: dict[str, Any] = {}
+    artifacts: list[Artifact] = []
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One run as its events say. `at_ns` is the stamp of the last event that was applied."""
+
+    id: int
+    submitted_ns: int
+    at_ns: int
+    principal: str = ""
+    status: RunStatus = "pending"
+    reason: str = ""
+    plan: PlanCreated | None = None
+    steps: dict[str, StepState] = {}
+    started_ns: int = 0
+    ended_ns: int = 0
+    tokens: Tokens = Tokens()
+    # Flags that a decision follows from.
+    timed_out: bool = False
+    broken: str = ""
+
+    @property
+    def ended(self) -> bool:
+        return self.status in RUN_ENDS
+
+    @property
+    def deadline_ns(self) -> int:
+        """When the time budget is over; 0 before the run has started."""
+        if self.plan is None or not self.started_ns:
+            return 0
+        return self.started_ns + self.plan.budgets.time_budget_s * NS_PER_S
+
+    def step_plan(self, step: str) -> Step:
+        assert self.plan is not None
+        return next(one for one in self.plan.steps if one.id == step)
+
+
+_PENDING = frozenset({"pending"})
+_WAITING = frozenset({"pending", "queued"})
+_RUNNING = frozenset({"running"})
+_OPEN = frozenset({"pending", "queued", "running"})
+
+LEGAL: dict[str, frozenset[str]] = {
+    "goal.rejected": _PENDING,
+    "plan.created": _PENDING,
+    "run.queued": _PENDING,
+    "run.started": _WAITING,
+    "step.dispatched": _RUNNING,
+    "step.completed": _RUNNING,
+    "step.failed": _RUNNING,
+    "step.skipped": _RUNNING,
+    "llm.called": _RUNNING,
+    "timer.fired": _RUNNING,
+    "run.completed": _OPEN,
+}
+
+
+def begin(event: Event) -> Run:
+    """The run that `goal.submitted` begins; its id is the message's sequence."""
+    return Run(id=event.seq, submitted_ns=event.at_ns, at_ns=event.at_ns, principal=event.tail)
+
+
+def evolve(run: Run, event: Event) -> Run:
+    """The run after `event`, or the same object when the event changes nothing."""
+    if run.status not in LEGAL.get(event.kind, ()):
+        return run
+    return _APPLY[event.kind](run, event)
+
+
+def refusal(run: Run, event: Event) -> str:
+    """Why `evolve` left the run as it was, for a person."""
+    if event.kind not in LEGAL:
+        return "no event of Remit"
+    if run.status not in LEGAL[event.kind]:
+        return f"a run that is {run.status} takes no {event.kind}"
+    if isinstance(event.body, Unreadable):
+        return event.body.reason
+    if event.step and event.step not in run.steps:
+        return f"the plan has no step {event.step}"
+    if event.step:
+        state = run.steps[event.step]
+        return f"step {event.step} is {state.status} at attempt {state.attempt}"
+    return "it repeats what is known"
+
+
+def _rejected(run: Run, event: Event) -> Run:
+    body = event.body
+    if isinstance(body, GoalRejected):
+        reason = f"{body.field}: {body.reason}" if body.field else body.reason
+    else:
+        reason = "goal.rejected holds another message"
+    return replace(run, status="rejected", reason=reason, at_ns=event.at_ns, ended_ns=event.at_ns)
+
+
+def _planned(run: Run, event: Event) -> Run:
+    if run.plan is not None or run.broken:
+        return run
+    if isinstance(event.body, Unreadable):
+        # The planner can never say its plan here: the run has to end, and `decide` ends it.
+        return replace(run, broken="plan.created holds another message", at_ns=event.at_ns)
+    plan: PlanCreated = event.body
+    return replace(run, plan=plan, steps={step.id: _NEW_STEP for step in plan.steps}, at_ns=event.at_ns)
+
+
+def _queued(run: Run, event: Event) -> Run:
+    if run.plan is None:
+        return run
+    return replace(run, status="queued", at_ns=event.at_ns)
+
+
+def _started(run: Run, event: Event) -> Run:
+    if run.plan is None:
+        return run
+    if isinstance(event.body, Unreadable):
+        return replace(run, broken="run.started holds another message", at_ns=event.at_ns)
+    return replace(run, status="running", at_ns=event.at_ns, started_ns=event.at_ns)
+
+
+def _dispatched(run: Run, event: Event) -> Run:
+    state = run.steps.get(event.step)
+    if state is None or state.status != "pending" or event.attempt != state.attempt + 1:
+        return run
+    if isinstance(event.body, Unreadable):
+        # The attempt's subject is taken by something else: the attempt is lost, the next has its own subject.
+        return _attempt_lost(run, event, state, "unreadable_dispatch", event.body.reason, retryable=True)
+    state = StepState(status="running", attempt=event.attempt, dispatched_ns=event.at_ns)
+    return replace(run, steps={**run.steps, event.step: state}, at_ns=event.at_ns)
+
+
+def _completed(run: Run, event: Event) -> Run:
+    state = run.steps.get(event.step)
+    if state is None or state.status != "running" or event.attempt != state.attempt:
+        return run
+    if isinstance(event.body, Unreadable):
+        return _attempt_lost(run, event, state, "unreadable_result", event.body.reason, retryable=True)
+    body: StepCompleted = event.body
+    state = StepState(
+        status="succeeded",
+        attempt=state.attempt,
+        dispatched_ns=state.dispatched_ns,
+        ended_ns=event.at_ns,
+        host=body.host,
+        outputs=body.outputs,
+        artifacts=body.artifacts,
+    )
+    return replace(run, steps={**run.steps, event.step: state}, at_ns=event.at_ns)
+
+
+def _failed(run: Run, event: Event) -> Run:
+    state = run.steps.get(event.step)
+    if state is None or state.status != "running" or event.attempt != state.attempt:
+        return run
+    if isinstance(event.body, Unreadable):
+        return _attempt_lost(run, event, state, "unreadable_result", event.body.reason, retryable=True)
+    body: StepFailed = event.body
+    return _attempt_lost(run, event, state, body.error, body.message, retryable=body.retryable, host=body.host)
+
+
+def _attempt_lost(
+    run: Run, event: Event, state: StepState, error: str, message: str, *, retryable: bool, host: str | None = None
+) -> Run:
+    again = retryable and not run.timed_out and event.attempt < run.step_plan(event.step).max_attempts
+    state = StepState(
+        status="pending" if again else "failed",
+        attempt=event.attempt,
+        dispatched_ns=state.dispatched_ns,
+        ended_ns=0 if again else event.at_ns,
+        error=error,
+        message=message,
+        host=host,
+    )
+    return replace(run, steps={**run.steps, event.step: state}, at_ns=event.at_ns)
+
+
+def _skipped(run: Run, event: Event) -> Run:
+    state = run.steps.get(event.step)
+    if state is None or state.status != "pending" or isinstance(event.body, Unreadable):
+        return run
+    body: StepSkipped = event.body
+    state = replace(state, status="skipped", ended_ns=event.at_ns, message=body.reason)
+    return replace(run, steps={**run.steps, event.step: state}, at_ns=event.at_ns)
+
+
+def _called(run: Run, event: Event) -> Run:
+    if event.step not in run.steps or isinstance(event.body, Unreadable):
+        return run
+    body: LlmCalled = event.body
+    tokens = Tokens(
+        input=run.tokens.input + (body.input_tokens or 0),
+        output=run.tokens.output + (body.output_tokens or 0),
+        unknown_calls=run.tokens.unknown_calls + (body.input_tokens is None or body.output_tokens is None),
+    )
+    return replace(run, tokens=tokens, at_ns=event.at_ns)
+
+
+def _fired(run: Run, event: Event) -> Run:
+    if event.tail == "deadline":
+        return run if run.timed_out else replace(run, timed_out=True, at_ns=event.at_ns)
+    return run
+
+
+def _run_completed(run: Run, event: Event) -> Run:
+    body = event.body
+    if isinstance(body, RunCompleted) and body.status in RUN_ENDS:
+        status, reason = body.status, body.reason
+    else:
+        # Nobody can ever say the true end on this subject: the run is over, and the record says how.
+        status, reason = "failed", "run.completed holds another message"
+    steps = {
+        name: state
+        if state.status in ("succeeded", "failed", "skipped", "cancelled")
+        else replace(state, status="skipped", ended_ns=event.at_ns)
+        for name, state in run.steps.items()
+    }
+    return replace(run, status=status, reason=reason, steps=steps, at_ns=event.at_ns, ended_ns=event.at_ns)
+
+
+_NEW_STEP = StepState()
+_APPLY: dict[str, Callable[[Run, Event], Run]] = {
+    "goal.rejected": _rejected,
+    "plan.created": _planned,
+    "run.queued": _queued,
+    "run.started": _started,
+    "step.dispatched": _dispatched,
+    "step.completed": _completed,
+    "step.failed": _failed,
+    "step.skipped": _skipped,
+    "llm.called": _called,
+    "timer.fired": _fired,
+    "run.completed": _run_completed,
+}
