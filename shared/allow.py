@@ -157,19 +157,12 @@ def _names(entry: AllowEntry, host: str, whole: str) -> bool:
         return False
     pattern = normal(entry.source)
     if whole.startswith(DOCKER):
-        return pattern.startswith(DOCKER) and fnmatchcase(
-            whole.removeprefix(DOCKER), pattern.removeprefix(DOCKER)
-        )
+        return pattern.startswith(DOCKER) and fnmatchcase(whole.removeprefix(DOCKER), pattern.removeprefix(DOCKER))
     return pattern.startswith(FILE) and path_matches(pattern.removeprefix(FILE), whole.removeprefix(FILE))
 
 
 def _plain(path: str) -> bool:
-    return (
-        path.startswith("/")
-        and not path.startswith("//")
-        and path != "/"
-        and posixpath.normpath(path) == path
-    )
+    return path.startswith("/") and not path.startswith("//") and path != "/" and posixpath.normpath(path) == path
 
 
 def _through_stars(at: set[int], wanted: list[str]) -> set[int]:

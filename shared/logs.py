@@ -26,12 +26,8 @@ from shared.clock import parse_ns
 from shared.errors import Malformed
 
 CHUNK_LINES_MAX = 2_000
-CHUNK_BYTES_MAX = (
-    256 * 1024
-)  # encoded; NATS refuses messages over 1 MB, and a quarter of it keeps others flowing
-LINE_BYTES_MAX = (
-    64 * 1024
-)  # control characters grow sixfold in JSON: one such line still fits a message of 1 MB
+CHUNK_BYTES_MAX = 256 * 1024  # encoded; NATS refuses messages over 1 MB, and a quarter of it keeps others flowing
+LINE_BYTES_MAX = 64 * 1024  # control characters grow sixfold in JSON: one such line still fits a message of 1 MB
 
 READ_LINES_DEFAULT = 200_000
 READ_LINES_MAX = 2_000_000
