@@ -44,6 +44,7 @@ class StepState(msgspec.Struct, frozen=True):
     host: str | None = None
     outputs: dict[str, Any] = {}
     artifacts: list[Artifact] = []
+    overdue: bool = False  # its timer has fired: whoever has it is taken for lost
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -241,6 +242,9 @@ def _called(run: Run, event: Event) -> Run:
 def _fired(run: Run, event: Event) -> Run:
     if event.tail == "deadline":
         return run if run.timed_out else replace(run, timed_out=True, at_ns=event.at_ns)
+    for name, state in run.steps.items():
+        if state.status == "running" and not state.overdue and event.tail == f"step.{name}.{state.attempt}":
+            return replace(run, steps={**run.steps, name: replace(state, overdue=True)}, at_ns=event.at_ns)
     return run
 
 

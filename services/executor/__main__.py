@@ -1,0 +1,81 @@
+"""`python -m services.executor`: the decider, and its worker as a second process; with `--work`, the worker alone.
+
+Two processes because a triage is heavy on the CPU and a decision must not wait for it. They live and die together:
+the worker is killed with its decider, and started again when it dies alone.
+"""
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+
+from services.executor.handlers import Handler
+from services.executor.service import Executor
+from services.executor.tasks.gpu_report import gpu_report
+from services.executor.tasks.log_triage import log_triage
+from services.executor.tasks.noop import fail, noop
+from services.executor.tasks.service_map import service_map
+from services.executor.worker import Worker
+from shared import process
+from shared.append import Appender
+from shared.config import Config, host_name
+
+log = logging.getLogger("remit.executor")
+
+HANDLERS: dict[str, Handler] = {
+    "log_triage": log_triage,
+    "gpu_report": gpu_report,
+    "service_map": service_map,
+}
+SLOTS = {"log_triage": 2}  # CPU and memory of a triage are this machine's
+PR_SET_PDEATHSIG = 1
+AGAIN_S = 0.5
+
+
+async def decide(stop: asyncio.Event) -> None:
+    bus = await process.connected("executor")
+    executor = Executor(bus, await Appender(bus).start(), await Config(bus).start())
+    await executor.start()
+    keeper = asyncio.create_task(keep_worker(stop))
+    await stop.wait()
+    await keeper
+    await executor.stop()
+    await bus.close()
+
+
+async def work(stop: asyncio.Event) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed decider takes its worker along
+    if os.getppid() == 1:
+        return
+    bus = await process.connected("worker")
+    worker = Worker(bus, await Appender(bus).start(), host_name(), HANDLERS, SLOTS, {"noop": noop, "fail": fail})
+    await worker.start()
+    await stop.wait()
+    await worker.stop()
+    await bus.close()
+
+
+async def keep_worker(stop: asyncio.Event) -> None:
+    """A worker process, as long as this one runs."""
+    while not stop.is_set():
+        child = await asyncio.create_subprocess_exec(sys.executable, "-m", "services.executor", "--work")
+        ended = asyncio.create_task(child.wait())
+        asked = asyncio.create_task(stop.wait())
+        await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if stop.is_set():
+            if child.returncode is None:
+                child.terminate()
+            await ended
+        else:
+            log.warning("the worker ended with %s; starting it again", child.returncode)
+            await asyncio.sleep(AGAIN_S)
+
+
+if __name__ == "__main__":
+    if "--work" in sys.argv[1:]:
+        process.run("worker", work)
+    else:
+        process.run("executor", decide)

@@ -1,0 +1,122 @@
+"""What follows: `decide(run)` is pure and says which facts a run's state calls for. No clock, no chance, no I/O.
+
+It may be asked again and again: it names facts by their subjects, and whoever says them says each once. Two executors
+that both decide therefore do no harm; the create-only stream keeps the first.
+"""
+
+from typing import Any
+
+from shared.clock import NS_PER_S, rfc3339
+from shared.events import RunCompleted, StepDispatched, StepFailed, StepSkipped
+from shared.plan import Step
+from shared.run import Run, StepState
+from shared.status import STEP_ENDS, RunStatus, StepStatus
+from shared.subjects import run_completed, step_dispatched, step_failed, step_skipped
+
+Fact = tuple[str, Any]  # subject and body
+
+# After these the state of a running run can call for something new.
+CONSEQUENTIAL = frozenset(("run.started", "step.dispatched", "step.completed", "step.failed", "timer.fired"))
+
+
+def decide(run: Run) -> list[Fact]:
+    """The facts that this run calls for, in the order in which they are to be said."""
+    if run.broken and not run.ended:
+        return [_end(run, "failed", run.broken, {name: state.status for name, state in run.steps.items()})]
+    if run.status != "running" or run.plan is None:
+        return []
+    plan = run.plan
+    stopped = _why_stopped(run)
+    facts: list[Fact] = []
+    statuses: dict[str, StepStatus] = {}
+    for step in plan.steps:
+        state = run.steps[step.id]
+        statuses[step.id] = state.status
+        if state.status == "running":
+            if run.timed_out:
+                facts.append(_overtaken(run, step, state, "the run's time budget is over"))
+            elif state.overdue:
+                facts.append(_overtaken(run, step, state, f"no answer within {step.timeout_s} s"))
+        elif state.status == "pending":
+            if stopped:
+                facts.append((step_skipped(run.id, step.id), StepSkipped(reason=stopped)))
+                statuses[step.id] = "skipped"
+            elif all(_lets_go_on(run, need) for need in step.needs):
+                facts.append(_dispatch(run, step, state))
+    if all(status in STEP_ENDS for status in statuses.values()):
+        facts.append(_finish(run, statuses))
+    return facts
+
+
+def _why_stopped(run: Run) -> str:
+    """Why no further step may start; "" while steps may."""
+    if run.timed_out:
+        return "the run's time budget is over"
+    assert run.plan is not None
+    for step in run.plan.steps:
+        if run.steps[step.id].status == "failed" and step.on_failure == "stop":
+            return f"step {step.id} failed"
+    return ""
+
+
+def _lets_go_on(run: Run, need: str) -> bool:
+    """A failed step that the plan lets pass counts as done for those that wait for it."""
+    return run.steps[need].status in ("succeeded", "failed")
+
+
+def _dispatch(run: Run, step: Step, state: StepState) -> Fact:
+    assert run.plan is not None
+    body = StepDispatched(
+        inputs=step.inputs,
+        deadline=rfc3339(run.deadline_ns),
+        timeout_s=step.timeout_s,
+        token_grant=token_grant(run, step),
+        plan_hash=run.plan.plan_hash,
+        goal=run.plan.goal,
+    )
+    return step_dispatched(run.id, step.id, state.attempt + 1, step.task), body
+
+
+def token_grant(run: Run, step: Step) -> int:
+    """What is left of the token budget, shared among the steps that may want some.
+
+    A call whose usage nobody reported counts as the whole budget: unknown is never taken for zero.
+    """
+    assert run.plan is not None
+    if not step.uses_tokens or run.tokens.unknown_calls:
+        return 0
+    left = run.plan.budgets.token_budget - run.tokens.input - run.tokens.output
+    sharers = sum(
+        1 for other in run.plan.steps if other.uses_tokens and run.steps[other.id].status in ("pending", "running")
+    )
+    return max(0, left // max(1, sharers))
+
+
+def _overtaken(run: Run, step: Step, state: StepState, message: str) -> Fact:
+    body = StepFailed(error="timeout", message=message, retryable=not run.timed_out)
+    return step_failed(run.id, step.id, state.attempt), body
+
+
+def _finish(run: Run, statuses: dict[str, StepStatus]) -> Fact:
+    failed = [name for name, status in statuses.items() if status == "failed"]
+    if run.timed_out:
+        assert run.plan is not None
+        return _end(run, "timed_out", f"the time budget of {run.plan.budgets.time_budget_s} s is over", statuses)
+    if failed:
+        first = run.steps[failed[0]]
+        what = f"{first.error}: {first.message}" if first.message else first.error
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        return _end(run, "failed", f"step {failed[0]} failed: {what}{more}", statuses)
+    return _end(run, "succeeded", f"{len(statuses)} of {len(statuses)} steps succeeded", statuses)
+
+
+def _end(run: Run, status: RunStatus, reason: str, statuses: dict[str, StepStatus]) -> Fact:
+    began_ns = run.started_ns or run.submitted_ns
+    body = RunCompleted(
+        status=status,
+        reason=reason,
+        steps=statuses,
+        tokens=run.tokens,
+        duration_s=round((run.at_ns - began_ns) / NS_PER_S, 6),
+    )
+    return run_completed(run.id), body

@@ -1,0 +1,112 @@
+"""All active runs and their slots, folded from the stream: events in, facts out. Pure: no clock, no I/O.
+
+Admission. A directive lets `max_concurrent_runs` run at a time, first planned first started. The slots are counted
+from the fold, so they cannot leak: a run takes one from `run.started` to its end. An executor that has said
+`run.started` counts it at once; another one, at another place of the stream, picks the same run, because the order
+of waiting is the stream's.
+"""
+
+from collections import defaultdict
+
+from services.executor.decide import CONSEQUENTIAL, Fact, decide
+from shared.events import Event, RunQueued, RunStarted, Unreadable
+from shared.run import Run, begin, evolve
+from shared.subjects import run_queued, run_started
+
+
+class Engine:
+    """The executor's mind. Memory grows with active runs only: a run that has ended is forgotten."""
+
+    def __init__(self) -> None:
+        self.runs: dict[int, Run] = {}
+        self.position = 0
+        self.at_ns = 0
+        self.refused = 0
+        self._waiting: dict[str, dict[int, None]] = defaultdict(dict)  # by directive, in the stream's order
+        self._holding: dict[str, set[int]] = defaultdict(set)  # by directive: started, or said to be
+        self._said: dict[int, set[str]] = {}
+
+    def apply(self, event: Event) -> list[Fact]:
+        """Fold one event; the facts that follow from it and were not said before."""
+        self.position, self.at_ns = event.seq, event.at_ns
+        if event.kind == "goal.submitted":
+            if not isinstance(event.body, Unreadable):
+                self.runs[event.seq] = begin(event)
+            return []
+        run = self.runs.get(event.run)
+        if run is None:
+            return []
+        after = evolve(run, event)
+        if after is run:
+            self.refused += 1
+            return []
+        if after.ended:
+            return self._ended(after)
+        self.runs[after.id] = after
+        if after.broken:
+            return self._once(after.id, decide(after))
+        if event.kind == "plan.created":
+            return self._planned(after)
+        if event.kind == "run.started":
+            self._hold(after)
+        return self._once(after.id, decide(after)) if event.kind in CONSEQUENTIAL else []
+
+    def due(self) -> list[Fact]:
+        """Every fact that the state calls for: what a new executor says when it has read the stream."""
+        self._said.clear()
+        facts: list[Fact] = []
+        for run in list(self.runs.values()):
+            facts += self._once(run.id, decide(run))
+        for directive in list(self._waiting):
+            facts += self._admit(directive)
+        return facts
+
+    def _planned(self, run: Run) -> list[Fact]:
+        assert run.plan is not None
+        directive = run.plan.directive
+        self._waiting[directive.name][run.id] = None
+        facts = self._admit(directive.name)
+        if run.id in self._waiting[directive.name]:
+            body = RunQueued(directive=directive.name, max_concurrent_runs=directive.max_concurrent_runs)
+            facts += self._once(run.id, [(run_queued(run.id), body)])
+        return facts
+
+    def _admit(self, directive: str) -> list[Fact]:
+        """Start those who wait, in order, while the next one's own limit leaves a slot."""
+        waiting, holding = self._waiting[directive], self._holding[directive]
+        facts: list[Fact] = []
+        while waiting:
+            run = self.runs[next(iter(waiting))]
+            assert run.plan is not None
+            if len(holding) >= run.plan.directive.max_concurrent_runs:
+                break
+            self._hold(run)
+            body = RunStarted(directive=directive, plan_hash=run.plan.plan_hash)
+            facts += self._once(run.id, [(run_started(run.id), body)])
+        return facts
+
+    def _hold(self, run: Run) -> None:
+        assert run.plan is not None
+        name = run.plan.directive.name
+        self._waiting[name].pop(run.id, None)
+        self._holding[name].add(run.id)
+
+    def _ended(self, run: Run) -> list[Fact]:
+        del self.runs[run.id]
+        self._said.pop(run.id, None)
+        if run.plan is None:
+            return []
+        name = run.plan.directive.name
+        self._waiting[name].pop(run.id, None)
+        self._holding[name].discard(run.id)
+        facts = self._admit(name) if self._waiting[name] else []
+        if not self._waiting[name] and not self._holding[name]:
+            del self._waiting[name], self._holding[name]
+        return facts
+
+    def _once(self, run: int, facts: list[Fact]) -> list[Fact]:
+        """Leave out what was said already and is only not yet read back."""
+        said = self._said.setdefault(run, set())
+        new = [fact for fact in facts if fact[0] not in said]
+        said.update(subject for subject, _ in new)
+        return new

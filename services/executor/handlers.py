@@ -1,0 +1,84 @@
+"""What a task handler gets and may raise: the words between the worker and the tasks."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from shared.bus import Bus
+from shared.errors import Malformed
+from shared.events import Artifact, LlmCalled
+from shared.subjects import ARTIFACTS_BUCKET, artifact, progress
+
+Outputs = dict[str, Any]
+
+
+class TaskFailed(Exception):
+    """The task could not do its work: an error type for programs, a message for people (already redacted)."""
+
+    def __init__(self, error: str, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.error = error
+        self.message = message
+        self.retryable = retryable
+
+
+class Task:
+    """One attempt of one step, as its handler sees it."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        run: int,
+        step: str,
+        attempt: int,
+        inputs: dict[str, Any],
+        goal: str | None,
+        deadline_ns: int,
+        token_grant: int,
+        said_llm: Callable[[LlmCalled], Awaitable[None]],
+    ) -> None:
+        self.bus = bus
+        self.run = run
+        self.step = step
+        self.attempt = attempt
+        self.inputs = inputs
+        self.goal = goal
+        self.deadline_ns = deadline_ns
+        self.token_grant = token_grant
+        self.say_llm_called = said_llm
+        self.artifacts: list[Artifact] = []
+        # Run once the stream has accepted the result as the attempt's end, and not otherwise.
+        self.when_accepted: list[Callable[[], Awaitable[None]]] = []
+
+    async def progress(self, text: str) -> None:
+        """One line for whoever watches; not stored."""
+        await self.bus.publish(progress(self.run, self.step), msgspec.json.encode({"text": text}))
+
+    async def keep(self, name: str, data: bytes, media_type: str) -> None:
+        """Put an artifact into the store; it is announced with the step's result, after its bytes are there."""
+        sha256, size = await self.bus.object_put(ARTIFACTS_BUCKET, artifact(self.run, name), data)
+        self.artifacts.append(Artifact(name=name, sha256=sha256, size_bytes=size, media_type=media_type))
+
+    def number(self, name: str, default: float, least: float, most: float) -> float:
+        """A numeric parameter of the goal; `Malformed` with its field when it is none or out of range."""
+        value = self.inputs.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise Malformed(
+                f"{name} is {value!r}; it must be a number from {least:g} to {most:g}", field=f"params.{name}"
+            )
+        return float(value)
+
+    def names(self, name: str) -> list[str] | None:
+        """A list of names among the inputs, or None when it is absent."""
+        value = self.inputs.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            raise Malformed(f"{name} must be a list of names", field=f"params.{name}")
+        return value
+
+
+Handler = Callable[[Task], Awaitable[Outputs]]
+Instant = Callable[[], Outputs]

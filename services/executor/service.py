@@ -1,0 +1,80 @@
+"""The decider's shell: reads EVENTS in order, folds, says what follows.
+
+Correctness rests on the create-only appends, not on who runs: any number of these may run on any hosts. While the
+stream up to the start is read, nothing is said; then everything that is due is said at once, and most of it was said
+before.
+"""
+
+import asyncio
+import logging
+
+from services.executor.decide import Fact
+from services.executor.engine import Engine
+from services.executor.timers import Timers
+from shared.append import Appender
+from shared.bus import Bus
+from shared.config import Config
+from shared.events import encode, read
+from shared.pull import Reader
+from shared.streams import last_seq, worker_queue
+from shared.subjects import EVENTS
+
+log = logging.getLogger("remit.executor")
+
+
+class Executor:
+    """Hears every event, says what follows from it."""
+
+    def __init__(self, bus: Bus, appender: Appender, config: Config) -> None:
+        self._bus = bus
+        self._appender = appender
+        self._config = config
+        self._reader = Reader(bus, EVENTS, self.on_event)
+        self._timers = Timers(bus, appender)
+        self._known_end = 0
+        self._deciding = False
+        self.engine = Engine()
+
+    async def start(self) -> None:
+        self._known_end = await last_seq(self._bus)
+        await self._reader.start()
+        if self._known_end == 0:
+            self._deciding = True
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def stop(self) -> None:
+        self._keeper.cancel()
+        await self._reader.stop()
+        await self._appender.drain()
+
+    async def on_event(self, subject: str, seq: int, at_ns: int, data: bytes) -> None:
+        event = read(subject, seq, at_ns, data)
+        facts = self.engine.apply(event)
+        if event.kind == "run.completed":
+            await self._timers.run_ended(event.run)
+        if self._deciding:
+            for fact in facts:
+                await self._say(fact)
+        elif seq >= self._known_end:
+            self._deciding = True
+            due = self.engine.due()
+            log.info("read %d events; %d runs are active, %d facts are due", seq, len(self.engine.runs), len(due))
+            for fact in due:
+                await self._say(fact)
+
+    async def _say(self, fact: Fact) -> None:
+        await self._appender.say(fact[0], encode(fact[1]))
+
+    async def _keep(self) -> None:
+        """Once a second: queues for tasks that were added, timers for what has run for a while."""
+        queues: set[str] = set()
+        while True:
+            await asyncio.sleep(1)
+            if not self._bus.is_connected:
+                continue
+            for task in self._config.catalogue.tasks:
+                if task.name not in queues:
+                    await worker_queue(self._bus, task.name)
+                    queues.add(task.name)
+            if self._deciding:
+                await self._timers.keep(self.engine)

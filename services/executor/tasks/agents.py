@@ -1,0 +1,38 @@
+"""Asking the agents of many hosts one question each, and naming those that did not answer."""
+
+import asyncio
+from collections.abc import Callable
+
+from shared.bus import Bus
+from shared.errors import RemitError
+
+AGENT_DEADLINE_S = 10.0  # an agent answers from memory; a slow engine gets this long
+
+
+async def hosts_of(bus: Bus, service: str, wanted: list[str] | None) -> list[str]:
+    """The hosts asked for, or else every host on which an agent of `service` answers discovery now."""
+    if wanted is not None:
+        return sorted(set(wanted))
+    found = {info.get("metadata", {}).get("host", "") for info in await bus.discover(service)}
+    return sorted(host for host in found if host)
+
+
+async def ask_all(
+    bus: Bus, hosts: list[str], subject_of: Callable[[str], str], question: bytes
+) -> tuple[dict[str, bytes], dict[str, str]]:
+    """The answers by host, and for each host without one the reason."""
+
+    async def ask(host: str) -> bytes:
+        return await bus.request(subject_of(host), question, timeout_s=AGENT_DEADLINE_S)
+
+    results = await asyncio.gather(*(ask(host) for host in hosts), return_exceptions=True)
+    answers: dict[str, bytes] = {}
+    missing: dict[str, str] = {}
+    for host, result in zip(hosts, results, strict=True):
+        if isinstance(result, bytes):
+            answers[host] = result
+        elif isinstance(result, RemitError):
+            missing[host] = result.message
+        else:
+            raise result
+    return answers, missing

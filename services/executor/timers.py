@@ -1,0 +1,71 @@
+"""Deadlines that outlive every process: scheduled messages in TIMERS, fired by the NATS server into EVENTS.
+
+They are set lazily. A run that ends within a second never has one; every other run gets its deadline, and every step
+that has run for a while its own, from whichever executor is alive. One that dies before it has set a timer leaves the
+run to the next executor, which sets it, in the past if need be: it then fires at once.
+"""
+
+import logging
+
+import msgspec
+
+from services.executor.engine import Engine
+from shared.append import CREATE_ONLY, Appender
+from shared.bus import Bus
+from shared.clock import NS_PER_S, now_ns, rfc3339
+from shared.errors import RemitError
+from shared.events import TimerFired
+from shared.run import Run
+from shared.subjects import TIMERS, timer_at, timer_fired
+
+log = logging.getLogger("remit.timers")
+
+PATIENCE_NS = 1 * NS_PER_S
+# A worker ends its own step at the deadline; the timer is for one that does not answer any more.
+STEP_GRACE_NS = 5 * NS_PER_S
+
+
+class Timers:
+    def __init__(self, bus: Bus, appender: Appender) -> None:
+        self._bus = bus
+        self._appender = appender
+        self._set: dict[int, set[str]] = {}
+
+    async def keep(self, engine: Engine) -> None:
+        """Set the timers of everything that has lasted for a while."""
+        young_ns = now_ns() - PATIENCE_NS
+        for run in list(engine.runs.values()):
+            if run.status == "running" and run.started_ns < young_ns:
+                for what, due_ns in _due(run, young_ns):
+                    await self._schedule(run.id, what, due_ns)
+
+    async def run_ended(self, run: int) -> None:
+        """Take back what was set for a run that is over; a timer that fires all the same changes nothing."""
+        if self._set.pop(run, None):
+            try:
+                await self._bus.api(f"STREAM.PURGE.{TIMERS}", {"filter": timer_at(run, ">")})
+            except RemitError as error:
+                log.info("the timers of run %d stay until they fire: %s", run, error)
+
+    async def _schedule(self, run: int, what: str, due_ns: int) -> None:
+        known = self._set.setdefault(run, set())
+        if what in known:
+            return
+        known.add(what)
+        due = rfc3339(due_ns)
+        headers = {
+            **CREATE_ONLY,
+            "Nats-Schedule": f"@at {due}",
+            "Nats-Schedule-Target": timer_fired(run, what),
+        }
+        await self._appender.say(timer_at(run, what), msgspec.json.encode(TimerFired(due=due)), headers=headers)
+
+
+def _due(run: Run, young_ns: int) -> list[tuple[str, int]]:
+    """Which timers this run should have: `(what, due)`."""
+    found = [] if run.timed_out else [("deadline", run.deadline_ns)]
+    for name, state in run.steps.items():
+        if state.status == "running" and not state.overdue and state.dispatched_ns < young_ns:
+            due_ns = state.dispatched_ns + run.step_plan(name).timeout_s * NS_PER_S + STEP_GRACE_NS
+            found.append((f"step.{name}.{state.attempt}", due_ns))
+    return found

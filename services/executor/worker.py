@@ -1,0 +1,287 @@
+"""The worker: pulls dispatched steps of the tasks that it knows, performs them, says how they ended.
+
+Theory of operation. A delivery is a lease of `ACK_WAIT_S`, renewed while the step runs; the worker acks only when the
+stream holds the attempt's end. kill -9 therefore means another delivery, to this worker's successor or to another one.
+Before a step runs, the worker looks whether its attempt has ended already (an ack may be lost although the result is
+stored), so no finished step is repeated; a zombie that wakes later is refused by the create-only append. A step that
+has ended its worker `DELIVERIES_MAX` times ends as `worker_lost`.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+
+import msgspec
+
+from services.executor.handlers import Handler, Instant, Outputs, Task, TaskFailed
+from shared.append import Appender
+from shared.bus import Bus
+from shared.clock import NS_PER_S, now_ns, parse_ns, rfc3339
+from shared.errors import Malformed, RemitError, Unavailable
+from shared.events import OUTPUTS_BYTES_MAX, Event, LlmCalled, StepCompleted, StepDispatched, StepFailed, encode, read
+from shared.pull import Delivery, Puller
+from shared.redact import redact
+from shared.streams import ACK_WAIT_S, worker_queue
+from shared.subjects import EVENTS, llm_called, run_completed, step_completed, step_failed, worker_consumer
+
+log = logging.getLogger("remit.worker")
+
+DELIVERIES_MAX = 3
+HEARTBEAT_S = ACK_WAIT_S / 3
+MESSAGE_CHARS_MAX = 1_000
+DRAIN_S = 10.0
+# Steps of one task at a time in this process; what is heavy is bounded by the machine, not by the fleet.
+SLOTS_DEFAULT = 4
+INSTANT_BATCH = 256
+
+
+class Worker:
+    """Performs the tasks of `handlers`, each from its own queue `worker-<task>`.
+
+    `instants` are tasks without any effect: they need no lease to be kept and may be done over, so they are answered
+    on the spot.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        appender: Appender,
+        host: str,
+        handlers: Mapping[str, Handler],
+        slots: Mapping[str, int],
+        instants: Mapping[str, Instant],
+    ) -> None:
+        self._instants = instants
+        self._bus = bus
+        self._appender = appender
+        self._host = host
+        self._handlers = handlers
+        self._slots = slots
+        self._pullers: dict[str, Puller] = {}
+        self._running: dict[asyncio.Task[None], tuple[Puller, Delivery]] = {}
+
+    async def start(self) -> None:
+        for task, handler in self._handlers.items():
+            await worker_queue(self._bus, task)
+            slots = self._slots.get(task, SLOTS_DEFAULT)
+            lane = _Lane(self, task, handler, asyncio.Semaphore(slots))
+            puller = Puller(self._bus, EVENTS, worker_consumer(task), lane.on_step_dispatched, batch=slots)
+            lane.puller = self._pullers[task] = puller
+            await puller.start()
+        for task, instant in self._instants.items():
+            await worker_queue(self._bus, task)
+            flash = _Flash(self, instant)
+            puller = Puller(self._bus, EVENTS, worker_consumer(task), flash.on_step_dispatched, batch=INSTANT_BATCH)
+            flash.puller = self._pullers[task] = puller
+            await puller.start()
+
+    async def stop(self) -> None:
+        """Take no more, let what runs finish for a while, give the rest back at once."""
+        for puller in self._pullers.values():
+            await puller.stop()
+        if self._running:
+            await asyncio.wait(self._running, timeout=DRAIN_S)
+        for running, (puller, delivery) in list(self._running.items()):
+            running.cancel()
+            await puller.give_back(delivery)
+        await self._appender.drain()
+
+    def begin(self, puller: Puller, delivery: Delivery, work: asyncio.Task[None]) -> None:
+        self._running[work] = (puller, delivery)
+        work.add_done_callback(lambda done: self._running.pop(done, None))
+
+    # -- one step ------------------------------------------------------------------------------------------
+
+    async def perform(self, puller: Puller, handler: Handler, delivery: Delivery, event: Event) -> None:
+        """From lease to acknowledged end."""
+        if await self._has_ended(event):
+            await puller.ack(delivery)
+            return
+        started = now_ns()
+        heart = asyncio.create_task(self._beat(puller, delivery))
+        try:
+            task = self._task(event)
+            outcome = await self._outcome(handler, task, delivery, event, started)
+            await self.say_end(puller, delivery, event, outcome)
+            for action in task.when_accepted if isinstance(outcome, StepCompleted) else ():
+                try:
+                    await action()
+                except RemitError as error:
+                    log.warning("run %d step %s: after its end: %s", event.run, event.step, error)
+        finally:
+            heart.cancel()
+
+    async def say_instantly(self, puller: Puller, delivery: Delivery, event: Event, instant: Instant) -> None:
+        try:
+            at = rfc3339(now_ns())
+            outcome: StepCompleted | StepFailed = StepCompleted(
+                outputs=instant(), host=self._host, started_at=at, ended_at=at
+            )
+        except TaskFailed as failed:
+            outcome = self.failed(failed.error, failed.message)
+        build = step_completed if isinstance(outcome, StepCompleted) else step_failed
+        subject = build(event.run, event.step, event.attempt)
+        await self._appender.say(subject, encode(outcome), lambda _seq: puller.ack(delivery))
+
+    async def say_end(
+        self, puller: Puller, delivery: Delivery, event: Event, outcome: StepCompleted | StepFailed
+    ) -> None:
+        said: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        build = step_completed if isinstance(outcome, StepCompleted) else step_failed
+        await self._appender.say(build(event.run, event.step, event.attempt), encode(outcome), said.set_result)
+        await said
+        await puller.ack(delivery)
+
+    async def _outcome(
+        self, handler: Handler, task: Task, delivery: Delivery, event: Event, started_ns: int
+    ) -> StepCompleted | StepFailed:
+        """Run the handler within its time; whatever it does, an outcome comes back."""
+        body: StepDispatched = event.body
+        left_s = (min(task.deadline_ns, delivery.at_ns + int(body.timeout_s * NS_PER_S)) - now_ns()) / NS_PER_S
+        error, message, retryable = "internal_error", "", False
+        try:
+            if left_s <= 0:
+                raise TimeoutError
+            async with asyncio.timeout(left_s):
+                outputs = await handler(task)
+            _check(outputs)
+            return StepCompleted(
+                outputs=outputs,
+                artifacts=task.artifacts,
+                host=self._host,
+                started_at=rfc3339(started_ns),
+                ended_at=rfc3339(now_ns()),
+            )
+        except TaskFailed as failed:
+            error, message, retryable = failed.error, failed.message, failed.retryable
+        except Malformed as malformed:
+            error, message = "malformed_input", f"{malformed.field}: {malformed.message}"
+        except Unavailable as away:
+            error, message, retryable = "unavailable", away.message, True
+        except TimeoutError:
+            error, message = "timeout", f"the step was ended at its deadline, {max(0.0, left_s):.1f} s after it began"
+        except RemitError as trouble:
+            error, message = "refused", trouble.message
+        except Exception as bug:
+            # A handler's bug must end its attempt, not its worker; the type and text are all that leaves here.
+            log.exception("run %d step %s: the handler failed", event.run, event.step)
+            message, retryable = f"{type(bug).__name__}: {bug}", True
+        return StepFailed(
+            error=error,
+            message=redact(message)[:MESSAGE_CHARS_MAX],
+            retryable=retryable,
+            host=self._host,
+            started_at=rfc3339(started_ns),
+            ended_at=rfc3339(now_ns()),
+        )
+
+    def _task(self, event: Event) -> Task:
+        body: StepDispatched = event.body
+        calls = 0
+
+        async def say_llm_called(call: LlmCalled) -> None:
+            # The name holds the attempt: a call of the second attempt is another call.
+            nonlocal calls
+            calls += 1
+            subject = llm_called(event.run, event.step, f"{event.attempt}-{calls}")
+            await self._appender.append(subject, encode(call))
+
+        return Task(
+            self._bus,
+            run=event.run,
+            step=event.step,
+            attempt=event.attempt,
+            inputs=body.inputs,
+            goal=body.goal,
+            deadline_ns=_deadline_ns(body),
+            token_grant=body.token_grant,
+            said_llm=say_llm_called,
+        )
+
+    async def _has_ended(self, event: Event) -> bool:
+        """Whether the attempt, or the whole run, has an end in the stream."""
+        ends = [
+            step_completed(event.run, event.step, event.attempt),
+            step_failed(event.run, event.step, event.attempt),
+            run_completed(event.run),
+        ]
+        return bool(await self._bus.direct(EVENTS, {"multi_last": ends}))
+
+    async def _beat(self, puller: Puller, delivery: Delivery) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            with contextlib.suppress(Unavailable):
+                await puller.in_progress(delivery)
+
+    def failed(self, error: str, message: str) -> StepFailed:
+        at = rfc3339(now_ns())
+        return StepFailed(error=error, message=message, host=self._host, started_at=at, ended_at=at)
+
+
+class _Queue:
+    """One task's queue: reads what is delivered, leaves out what is no dispatch."""
+
+    puller: Puller
+
+    async def _read(self, delivery: Delivery) -> Event | None:
+        event = read(delivery.subject, delivery.seq, delivery.at_ns, delivery.data)
+        if isinstance(event.body, StepDispatched):
+            return event
+        # Nothing that anybody can perform; the fold takes the attempt for lost, too.
+        log.warning("%s cannot be read: %s", delivery.subject, event.body)
+        await self.puller.ack(delivery)
+        return None
+
+
+class _Flash(_Queue):
+    """The queue of a task without effects."""
+
+    def __init__(self, worker: Worker, instant: Instant) -> None:
+        self._worker = worker
+        self._instant = instant
+
+    async def on_step_dispatched(self, delivery: Delivery) -> None:
+        event = await self._read(delivery)
+        if event is not None:
+            await self._worker.say_instantly(self.puller, delivery, event, self._instant)
+
+
+class _Lane(_Queue):
+    """The queue of a task that takes its time, so many at once."""
+
+    def __init__(self, worker: Worker, task: str, handler: Handler, slots: asyncio.Semaphore) -> None:
+        self._worker = worker
+        self._task = task
+        self._handler = handler
+        self._slots = slots
+
+    async def on_step_dispatched(self, delivery: Delivery) -> None:
+        event = await self._read(delivery)
+        if event is not None:
+            self._worker.begin(self.puller, delivery, asyncio.create_task(self._work(delivery, event)))
+
+    async def _work(self, delivery: Delivery, event: Event) -> None:
+        async with self._slots:
+            try:
+                if delivery.delivered > DELIVERIES_MAX:
+                    lost = f"the step ended its worker {DELIVERIES_MAX} times"
+                    await self._worker.say_end(self.puller, delivery, event, self._worker.failed("worker_lost", lost))
+                else:
+                    await self._worker.perform(self.puller, self._handler, delivery, event)
+            except Unavailable as error:
+                # NATS is away: the lease ends by itself and the step is delivered again.
+                log.warning("run %d step %s: %s", event.run, event.step, error)
+
+
+def _deadline_ns(body: StepDispatched) -> int:
+    try:
+        return parse_ns(body.deadline)
+    except ValueError as error:
+        raise Malformed(str(error), field="deadline") from error
+
+
+def _check(outputs: Outputs) -> None:
+    size = len(msgspec.json.encode(outputs))
+    if size > OUTPUTS_BYTES_MAX:
+        raise TaskFailed("outputs_too_large", f"{size} bytes of outputs; at most {OUTPUTS_BYTES_MAX}: use an artifact")
