@@ -16,6 +16,12 @@ from shared.gpu import EccCounts, GpuProcess
 
 T = TypeVar("T")
 
+_LISTS = {
+    "compute": "nvmlDeviceGetComputeRunningProcesses",
+    "graphics": "nvmlDeviceGetGraphicsRunningProcesses",
+    "mps": "nvmlDeviceGetMPSComputeRunningProcesses",
+}
+
 
 class GpuLost(Exception):
     """One GPU answered that it has fallen off its bus."""
@@ -99,17 +105,14 @@ def _ecc(n: Any, handle: Any, kind: int) -> int | None:
 
 
 def _processes(n: Any, handle: Any) -> list[GpuProcess] | None:
-    names = {
-        "compute": "nvmlDeviceGetComputeRunningProcesses",
-        "graphics": "nvmlDeviceGetGraphicsRunningProcesses",
-        "mps": "nvmlDeviceGetMPSComputeRunningProcesses",
-    }
-    answers = {kind: ask(n, partial(_named, n, name, handle)) for kind, name in names.items()}
+    """List them by the versioned calls: the unversioned ones end in an error of another kind on an old driver."""
+    answers = {kind: ask(n, *_listers(n, name, handle)) for kind, name in _LISTS.items()}
     told = {kind: listed for kind, listed in answers.items() if listed is not None}
     if not told:
         return None
     return living({kind: [(p.pid, p.usedGpuMemory) for p in listed] for kind, listed in told.items()})
 
 
-def _named(n: Any, name: str, handle: Any) -> Any:
-    return getattr(n, name)(handle)
+def _listers(n: Any, name: str, handle: Any) -> list[Callable[[], Any]]:
+    versions = [getattr(n, name + version, None) for version in ("_v3", "_v2")]  # one layout, older symbol
+    return [partial(call, handle) for call in versions if call is not None]

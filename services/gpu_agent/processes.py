@@ -14,6 +14,9 @@ from shared.gpu import GpuProcess
 PID_MAX = 4_194_304
 """Linux gives no pid above it, so whatever is larger is scrambled."""
 
+PROCESSES_MAX = 256
+"""Keeps an answer far below a message's size; the largest users of memory are told."""
+
 
 def living(lists: Mapping[str, Sequence[tuple[int, int | None]]]) -> list[GpuProcess]:
     """Merge lists of (pid, used bytes) by kind into one entry a living process, lowest pid first."""
@@ -25,7 +28,9 @@ def living(lists: Mapping[str, Sequence[tuple[int, int | None]]]) -> list[GpuPro
             # each list tells a process's whole use, so the larger one is it, and a sum would count twice
             used[pid] = before if used_bytes is None else max(before or 0, used_bytes)
             kinds[pid] = sorted({*kinds.get(pid, []), kind})
-    return [GpuProcess(pid, name_of(pid), used[pid], kinds[pid]) for pid in sorted(used) if lives(pid)]
+    alive = [pid for pid in used if lives(pid)]
+    told = sorted(alive, key=lambda pid: (-(used[pid] or 0), pid))[:PROCESSES_MAX]
+    return [GpuProcess(pid, name_of(pid), used[pid], kinds[pid]) for pid in sorted(told)]
 
 
 def lives(pid: int) -> bool:

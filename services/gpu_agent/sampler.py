@@ -16,10 +16,12 @@ from msgspec.structs import replace
 
 from services.gpu_agent.reading import GpuSource, HostSample
 from services.gpu_agent.window import GpuWindow
+from shared.errors import Malformed
 from shared.gpu import WINDOW_S_MAX, GpuHostReport, GpuReport, GpuReportRequest, NvmlState
 
 INTERVAL_S = 1.0
 INTERVAL_S_MIN = 0.05
+INTERVAL_S_MAX = 60.0
 
 STALE_AFTER_S = 5.0
 STALE_AFTER_TICKS = 5
@@ -42,8 +44,9 @@ class Sampler:
         interval_s: float = INTERVAL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not interval_s >= INTERVAL_S_MIN:
-            raise ValueError(f"interval_s is {interval_s}, and must be at least {INTERVAL_S_MIN}")
+        if not INTERVAL_S_MIN <= interval_s <= INTERVAL_S_MAX:
+            limits = f"{INTERVAL_S_MIN:g} to {INTERVAL_S_MAX:g}"
+            raise Malformed(f"interval_s must be {limits}, not {interval_s:g}", field="interval_s")
         self._source = source
         self._host = host
         self._interval_s = interval_s
@@ -128,5 +131,5 @@ class Sampler:
                     self._windows[gpu.uuid] = GpuWindow(WINDOW_S_MAX, self._capacity)
                 self._windows[gpu.uuid].add(t_s, gpu)
             for window in self._windows.values():
-                window.forget_before(t_s - WINDOW_S_MAX)
+                window.forget_until(t_s - WINDOW_S_MAX)
         self._first.set()

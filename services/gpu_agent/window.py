@@ -100,18 +100,18 @@ class GpuWindow:
             self._facts = sample.facts
         if sample.reading is not None:
             self._readings.append(sample.reading)
-        self.forget_before(t_s - self._length_s)
+        self.forget_until(t_s - self._length_s)
 
-    def forget_before(self, t_s: float) -> None:
-        """Drop what is older than `t_s`."""
-        while self._readings and self._readings[0].t_s < t_s:
+    def forget_until(self, t_s: float) -> None:
+        """Drop what was taken at or before `t_s`: 900 seconds at 1 Hz are 900 readings, not 901."""
+        while self._readings and self._readings[0].t_s <= t_s:
             self._readings.popleft()
-        while self._xids and self._xids[0][0] < t_s:
+        while self._xids and self._xids[0][0] <= t_s:
             self._xids.popleft()
 
     def times_since(self, t_s: float) -> list[float]:
-        """Return when the readings at or after `t_s` were taken."""
-        return [reading.t_s for reading in self._readings if reading.t_s >= t_s]
+        """Return when the readings after `t_s` were taken."""
+        return [reading.t_s for reading in self._readings if reading.t_s > t_s]
 
     def report(self, now_s: float, request: GpuReportRequest, *, present: bool) -> GpuReport | None:
         """Describe the seconds before `now_s`; when not `present` (lost, stalled), each `now` is null."""
@@ -119,7 +119,7 @@ class GpuWindow:
         if last is None:
             return None
         since_s = now_s - request.window_s
-        readings = [reading for reading in self._readings if reading.t_s >= since_s]
+        readings = [reading for reading in self._readings if reading.t_s > since_s]
 
         def over(values: Iterable[float | None], above: float | None = None) -> Stat:
             return stat(list(values), fresh=present, above=above)
@@ -153,7 +153,7 @@ class GpuWindow:
         )
 
     def _xid_counts(self, since_s: float) -> list[XidCount] | None:
-        counts = Counter(xid for t_s, xid in self._xids if t_s >= since_s)
+        counts = Counter(xid for t_s, xid in self._xids if t_s > since_s)
         if not self._xids_supported and not counts:
             return None
         return [XidCount(xid=xid, count=count) for xid, count in sorted(counts.items())]

@@ -12,7 +12,7 @@
  *     name NVIDIA H200
  *     uuid GPU-0
  *     utilization 10 20 x e15    one value a call, over and over; `x`: not supported, `e15`: error 15
- *     lost_after 3               after three utilization calls every call says "GPU is lost"
+ *     lost_after 3               from the fourth utilization call on every call says "GPU is lost" (0: always)
  *     xid 79 31                  reported once each through an event set, in this order
  *     process 4711 1048576 C     pid, bytes (-1: not known), C(ompute) or G(raphics)
  *
@@ -167,7 +167,10 @@ static int end(int result) {
   return result;
 }
 
-static int lost(int i) { return gpu[i].lost_after >= 0 && count[i].looks >= (u64)gpu[i].lost_after; }
+static int lost(int i) {
+  long after = gpu[i].lost_after;
+  return after == 0 || (after > 0 && count[i].looks > (u64)after);
+}
 
 /* The state of a card before any of its calls; leaves its number in *i. */
 static int card(device_t d, int *i) {
@@ -398,7 +401,7 @@ int nvmlDeviceGetUtilizationRates(device_t d, rates_t *out) {
   if (result == OK) result = card(d, &i);
   if (result == OK) {
     count[i].looks++;
-    result = next(i, "utilization", &busy);
+    result = lost(i) ? LOST : next(i, "utilization", &busy);
     if (next(i, "utilization_memory", &memory_busy) != OK) memory_busy = 0;
   }
   if (result == OK) out->gpu = (u32)busy, out->memory = (u32)memory_busy;
@@ -550,6 +553,9 @@ static int processes(const char *function, device_t d, char kind, u32 *n, proces
 
 int nvmlDeviceGetComputeRunningProcesses_v3(device_t d, u32 *n, process_info_t *out) {
   return processes("nvmlDeviceGetComputeRunningProcesses_v3", d, 'C', n, out);
+}
+int nvmlDeviceGetComputeRunningProcesses_v2(device_t d, u32 *n, process_info_t *out) {
+  return processes("nvmlDeviceGetComputeRunningProcesses_v2", d, 'C', n, out);
 }
 int nvmlDeviceGetGraphicsRunningProcesses_v3(device_t d, u32 *n, process_info_t *out) {
   return processes("nvmlDeviceGetGraphicsRunningProcesses_v3", d, 'G', n, out);
