@@ -1,0 +1,141 @@
+"""The asker's side of the log agents: whole lists from their pages, and a read as an async iterator of
+chunks.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from shared import subjects
+from shared.bus import REQUEST_TIMEOUT_S, Bus
+from shared.errors import Malformed, NotFound, Refused, RemitError, Unavailable
+from shared.logs import (
+    ANSWER_WAIT_S,
+    GO_ON,
+    STOP,
+    UNANSWERED_CHUNKS_MAX,
+    LogChunk,
+    LogRefusal,
+    ReadRequest,
+    ServicesReply,
+    ServicesRequest,
+    SourcesReply,
+    SourcesRequest,
+)
+
+T = TypeVar("T")
+
+PAGES_MAX = 1_000  # an agent that always promises another page is broken or lies
+
+_ERRORS: dict[str, type[RemitError]] = {"malformed": Malformed, "refused": Refused, "not_found": NotFound}
+
+
+class _MaybeRefusal(msgspec.Struct):
+    error: str | None = None
+
+
+async def all_sources(bus: Bus, host: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> SourcesReply:
+    """Return everything that a host could have read; RemitError when its agent refuses or does not answer."""
+    whole: SourcesReply | None = None
+    after = ""
+    for _ in range(PAGES_MAX):
+        request = msgspec.json.encode(SourcesRequest(after=after))
+        data = await bus.request(subjects.logs(host, "sources"), request, timeout_s=timeout_s)
+        reply = _read(data, SourcesReply, host)
+        listed = reply.sources if whole is None else whole.sources + reply.sources
+        whole = msgspec.structs.replace(reply, sources=listed, next=None)
+        if reply.next is None or reply.next <= after:
+            break
+        after = reply.next
+    assert whole is not None
+    return whole
+
+
+async def all_services(bus: Bus, host: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> ServicesReply:
+    """Return every allow-listed container of a host; RemitError when its agent refuses or does not answer."""
+    whole: ServicesReply | None = None
+    after = ""
+    for _ in range(PAGES_MAX):
+        request = msgspec.json.encode(ServicesRequest(after=after))
+        data = await bus.request(subjects.logs(host, "services"), request, timeout_s=timeout_s)
+        reply = _read(data, ServicesReply, host)
+        listed = reply.services if whole is None else whole.services + reply.services
+        whole = msgspec.structs.replace(reply, services=listed, next=None)
+        if reply.next is None or reply.next <= after:
+            break
+        after = reply.next
+    assert whole is not None
+    return whole
+
+
+async def read_log(
+    bus: Bus, host: str, request: ReadRequest, *, silence_s: float = ANSWER_WAIT_S
+) -> AsyncGenerator[LogChunk, None]:
+    """Yield the chunks of one read; each next one is asked for when the caller comes back for it.
+
+    Close it (`contextlib.aclosing`) to stop early: the agent is told. Malformed, Refused or NotFound as the
+    agent says; Unavailable when it is busy, silent for `silence_s`, or a chunk was lost.
+    """
+    # The agent sends a few chunks ahead; more than twice that is not its protocol, and is not kept.
+    came: asyncio.Queue[tuple[bytes, str, bool]] = asyncio.Queue(2 * UNANSWERED_CHUNKS_MAX)
+
+    def take(_subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
+        if not came.full():
+            came.put_nowait((data, reply, bool(headers and headers.get("Status") == "503")))
+
+    inbox = bus.inbox()
+    unsubscribe = await bus.subscribe(inbox, take)
+    answer_to = ""
+    try:
+        await bus.publish(subjects.logs(subjects.token(host, "host"), "read"), msgspec.json.encode(request), inbox)
+        expected = 0
+        while True:
+            try:
+                data, answer_to, nobody = await asyncio.wait_for(came.get(), silence_s)
+            except TimeoutError as error:
+                raise Unavailable(f"the log agent of {host} said nothing for {silence_s:g} s") from error
+            if nobody:
+                raise Unavailable(f"no log agent answers for {host}")
+            chunk = _chunk(data, host)
+            if chunk.n != expected or not len(chunk.at) == len(chunk.stream) == len(chunk.text):
+                raise Unavailable(f"the log agent of {host} sent chunk {chunk.n} where {expected} was due")
+            expected += 1
+            if chunk.last:
+                answer_to = ""
+            elif not answer_to:
+                raise Unavailable(f"the log agent of {host} takes no answers")
+            yield chunk
+            if chunk.last:
+                return
+            await bus.publish(answer_to, GO_ON)
+    finally:
+        await unsubscribe()
+        if answer_to:
+            await bus.publish(answer_to, STOP)
+
+
+def _chunk(data: bytes, host: str) -> LogChunk:
+    chunk = _decoded(data, LogChunk, host)
+    if chunk.error is not None:
+        raise _error(chunk.error, chunk.message, chunk.field)
+    return chunk
+
+
+def _read(data: bytes, kind: type[T], host: str) -> T:
+    if _decoded(data, _MaybeRefusal, host).error is not None:
+        said = _decoded(data, LogRefusal, host)
+        raise _error(said.error, said.message, said.field)
+    return _decoded(data, kind, host)
+
+
+def _error(kind: str, message: str, field: str) -> RemitError:
+    return _ERRORS.get(kind, Unavailable)(message, field=field)
+
+
+def _decoded(data: bytes, kind: type[T], host: str) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Unavailable(f"the log agent of {host} sent what cannot be read: {error}") from error
