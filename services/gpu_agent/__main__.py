@@ -1,53 +1,45 @@
-"""Run the GPU agent of one host: `python -m services.gpu_agent [--host NAME] [--nats URL] [--interval-s S]`."""
+"""The GPU agent of one host: samples from the start, and answers once NATS is there.
 
-import argparse
+Settings come from the environment: `REMIT_HOST`, `REMIT_NATS_URL`, `REMIT_GPU_INTERVAL_S` (seconds between two looks).
+"""
+
 import asyncio
-import logging
-import signal
-import sys
+import os
 
 from services.gpu_agent.nvml import Nvml
 from services.gpu_agent.sampler import INTERVAL_S, Sampler
 from services.gpu_agent.service import serve
-from shared.bus import connect
-from shared.config import host_name, nats_url
-from shared.errors import Malformed, RemitError
+from shared.config import host_name
+from shared.errors import Malformed
+from shared.process import connected, run
 
 
-async def run(url: str, host: str, interval_s: float = INTERVAL_S) -> None:
-    """Sample and answer until SIGTERM or SIGINT, or until the connection has ended for good."""
-    over = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, over.set)
-    sampler = Sampler(Nvml(), host=host, interval_s=interval_s)
-    bus = await connect(url, f"remit-gpu-agent-{host}", on_closed=over.set)
-    sampler.start()
+STOP_WITHIN_S = 2.0  # a look takes milliseconds; one that takes longer hangs in the driver
+
+
+async def main(stop: asyncio.Event) -> None:
+    """Sample and answer until `stop`."""
+    host = host_name()
+    sampler = Sampler(Nvml(), host=host, interval_s=interval_s(os.environ.get("REMIT_GPU_INTERVAL_S")))
+    sampler.start()  # before the connection: the window fills while NATS is still starting
     try:
-        await serve(bus, sampler, host)
-        await over.wait()
+        bus = await connected("gpu-agent")
+        try:
+            await serve(bus, sampler, host)
+            await stop.wait()
+        finally:
+            await bus.close()
     finally:
-        await bus.close()
-        await asyncio.to_thread(sampler.stop)
+        await asyncio.to_thread(sampler.stop, STOP_WITHIN_S)
 
 
-def main() -> int:
-    """Read the command line and run."""
-    parser = argparse.ArgumentParser(prog="remit gpu-agent", description="Answer for the GPUs of one host.")
-    parser.add_argument("--host", default=host_name())
-    parser.add_argument("--nats", default=nats_url())
-    parser.add_argument("--interval-s", type=float, default=INTERVAL_S, help="seconds between two looks at the GPUs")
-    given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+def interval_s(text: str | None) -> float:
+    """Read the setting; Malformed when it is no number (its limits are the sampler's)."""
     try:
-        asyncio.run(run(given.nats, given.host, given.interval_s))
-    except Malformed as error:
-        parser.error(error.message)
-    except RemitError as error:
-        print(error.message, file=sys.stderr)
-        return 5
-    return 0
+        return float(text) if text else INTERVAL_S
+    except ValueError as error:
+        raise Malformed(f"REMIT_GPU_INTERVAL_S is {text!r}, not a number", field="REMIT_GPU_INTERVAL_S") from error
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run("gpu-agent", main)

@@ -33,7 +33,7 @@ def level(value: float | None) -> Stat:
 
 
 def card(index: int = 0, *, busy: float | None = 10.0, memory: float | None = 20.0, **more: Any) -> GpuReport:
-    given = {"name": "Card", "utilization_pct": level(busy), "memory_pct": level(memory)} | more
+    given: dict[str, Any] = {"name": "Card", "utilization_pct": level(busy), "memory_pct": level(memory)} | more
     return GpuReport(index=index, uuid=f"GPU-{index}", **given)
 
 
@@ -46,11 +46,11 @@ def held_down(*reasons: tuple[str, float]) -> Throttle:
     return Throttle(now=[], seen=seen, samples=900)
 
 
-def document(*reports: GpuHostReport, missing: list[str] | None = None, **more: float) -> GpuReportDocument:
+def document(*reports: GpuHostReport, missing: list[str] | None = None, **more: Any) -> GpuReportDocument:
     return assemble(reports, missing or [], at=AT, **more)
 
 
-def spots(gpu: GpuReport, **more: float) -> list[tuple[str, float]]:
+def spots(gpu: GpuReport, **more: Any) -> list[tuple[str, float]]:
     return [(spot.kind, spot.value) for spot in document(host("tower", gpu), **more).hotspots]
 
 

@@ -69,7 +69,7 @@ def test_what_a_card_does_not_support_is_null_and_costs_nothing_else(watch: Watc
     assert gpu.reading.memory_used_bytes is gpu.reading.temperature_c is gpu.reading.power_w is None
     assert gpu.reading.sm_clock_mhz is gpu.reading.throttle_bits is None
     assert gpu.facts is not None
-    assert gpu.facts.ecc is gpu.facts.mig is gpu.facts.power_limit_w is None
+    assert (gpu.facts.ecc, gpu.facts.mig, gpu.facts.power_limit_w) == (None, None, None)
     assert gpu.facts.processes == []
     assert not gpu.xids_supported
 
