@@ -21,12 +21,12 @@ CONSTANTS_MIN: Final = 2  # a template without words of its own says nothing
 ROUNDS_MAX: Final = 4
 PARTITION_MIN: Final = 8
 
-type_words = tuple[str, ...]
+Words = tuple[str, ...]
 
 
 def merge_shapes(shapes: Iterable[str]) -> dict[str, str]:
     """Maps each shape to its template; deterministic, independent of the order of the shapes."""
-    by_length: dict[int, set[type_words]] = defaultdict(set)
+    by_length: dict[int, set[Words]] = defaultdict(set)
     for shape in shapes:
         words = tuple(shape.split(" "))
         by_length[len(words)].add(words)
@@ -38,7 +38,7 @@ def merge_shapes(shapes: Iterable[str]) -> dict[str, str]:
     return out
 
 
-def _merge_group(group: Sequence[type_words], length: int) -> dict[type_words, type_words]:
+def _merge_group(group: Sequence[Words], length: int) -> dict[Words, Words]:
     now = {words: words for words in group}
     if length < 2 or len(group) < 2:
         return now
@@ -61,12 +61,12 @@ def _merge_group(group: Sequence[type_words], length: int) -> dict[type_words, t
     return now
 
 
-def _join_once(shapes: Sequence[type_words], length: int) -> dict[type_words, type_words]:
+def _join_once(shapes: Sequence[Words], length: int) -> dict[Words, Words]:
     """One sweep over all places; the result maps a shape to what it became."""
-    step: dict[type_words, type_words] = {}
+    step: dict[Words, Words] = {}
     alive = set(shapes)
     for place in range(length):
-        buckets: dict[type_words, list[type_words]] = defaultdict(list)
+        buckets: dict[Words, list[Words]] = defaultdict(list)
         for words in sorted(alive):
             buckets[words[:place] + words[place + 1 :]].append(words)
         for rest, members in buckets.items():
@@ -126,7 +126,7 @@ def _constants(words: Sequence[str]) -> int:
     return sum(1 for w in words if WILDCARD not in w and any(c.isalpha() for c in w))
 
 
-def _partition(group: list[type_words], length: int, step: dict[type_words, type_words]) -> None:
+def _partition(group: list[Words], length: int, step: dict[Words, Words]) -> None:
     if len(group) < PARTITION_MIN:
         return
     distinct = [len({w[i] for w in group}) for i in range(length)]
@@ -134,7 +134,7 @@ def _partition(group: list[type_words], length: int, step: dict[type_words, type
     fixed = [i for i, n in enumerate(distinct) if n > 1 and i not in variable]
     if fixed:
         place = min(fixed, key=lambda i: (distinct[i], i))
-        parts: dict[str, list[type_words]] = defaultdict(list)
+        parts: dict[str, list[Words]] = defaultdict(list)
         for words in group:
             parts[words[place]].append(words)
         for part in parts.values():

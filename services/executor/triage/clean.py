@@ -1,0 +1,38 @@
+"""Makes any text fit to be read: colours and control characters out, length bounded, odd code points replaced."""
+
+import re
+
+from .model import LINE_CHARS_MAX
+
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]{0,1000}(?:\x07|\x1b\\)?|[@-Z\\-_])|\x9b[0-?]*[ -/]*[@-~]")
+# Tab and newline stay. Bidirectional overrides go too: they make a line read differently from what it says.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def clean(text: str) -> str:
+    """The line without line ends, colours, control characters and lone surrogates; not yet cut."""
+    if text.isascii() and text.isprintable():
+        return text
+    text = text.rstrip("\r\n")
+    if "\r" in text:  # a progress bar: what the terminal showed last is what was said
+        text = text[text.rindex("\r") + 1 :]
+    if "\x1b" in text or "\x9b" in text:
+        text = _ANSI.sub("", text)
+    if not text.isascii():
+        text = _SURROGATE.sub("\ufffd", text)
+    return _CONTROL.sub("", text)
+
+
+def cut(text: str) -> tuple[str, int]:
+    """The text at most `LINE_CHARS_MAX` characters long, and how many characters were cut."""
+    over = len(text) - LINE_CHARS_MAX
+    if over <= 0:
+        return text, 0
+    return text[:LINE_CHARS_MAX], over
+
+
+def is_noise(text: str) -> bool:
+    """True for a line that is mostly bytes that could not be decoded."""
+    bad = text.count("\ufffd")
+    return bad > 2 and bad * 5 > len(text)
