@@ -1,0 +1,1 @@
+"""The registry: folds every event into DuckDB and answers what people ask after the fact. It says nothing itself."""

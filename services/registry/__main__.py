@@ -1,0 +1,62 @@
+"""`python -m services.registry`: the registry as a process; `--rebuild` folds a file anew with no registry running."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import msgspec
+
+from services.registry.fold import Fold
+from services.registry.rebuild import rebuild
+from services.registry.service import Registry
+from services.registry.store import Store
+from shared import process
+from shared.config import data_dir
+from shared.streams import last_seq
+from shared.subjects import EVENTS
+
+LEDGER = "ledger.duckdb"
+
+
+async def main(stop: asyncio.Event) -> None:
+    bus = await process.connected("registry")
+    registry = Registry(bus, data_dir() / LEDGER)
+    await registry.start()
+    await stop.wait()
+    await registry.stop()
+    await bus.close()
+
+
+async def offline(path: Path) -> None:
+    """Drop the file and fold everything into a new one; one line of JSON for each batch, the last with the digests."""
+    bus = await process.connected("rebuild")
+
+    async def tell(**what: object) -> None:
+        print(msgspec.json.encode(what).decode(), flush=True)
+
+    before: dict[str, str] | None = None
+    if path.exists():
+        old = Store(path)
+        before = old.digest()
+        old_position = old.position()[1]
+        old.close()
+    until = await last_seq(bus)
+    fresh = path.with_name(path.name + ".rebuild")
+    fresh.unlink(missing_ok=True)
+    store = Store(fresh)
+    store.begin(EVENTS, (await bus.api(f"STREAM.INFO.{EVENTS}"))["created"])
+    await rebuild(bus, store, Fold(), until, tell)
+    after = store.digest()
+    store.close()
+    fresh.replace(path)
+    same = before == after if before is not None and old_position == until else None
+    await tell(done=True, seq=until, before=before, after=after, identical=same)
+    await bus.close()
+
+
+if __name__ == "__main__":
+    if "--rebuild" in sys.argv[1:]:
+        process.log_to_stderr("registry")
+        asyncio.run(offline(data_dir() / LEDGER))
+    else:
+        process.run("registry", main)

@@ -1,0 +1,213 @@
+"""Events into rows: pure, in batches, the meaning taken from `shared.run.evolve` and nowhere else.
+
+A batch holds one row for each event, and for each run that it changed the run's rows as they stand at its end. Runs
+that have ended are forgotten: memory grows with active runs only.
+"""
+
+from typing import Any
+
+import msgspec
+
+from shared.events import Event, LlmCalled, Unreadable, read
+from shared.plan import read_goal
+from shared.run import Run, begin, evolve, refusal
+
+BODY_CHARS_MAX_UNREADABLE = 4096
+
+EVENTS = ("seq", "at", "subject", "kind", "run", "step", "attempt", "size_bytes", "applied", "note", "body")
+RUNS = (
+    "run", "principal", "goal", "tasks", "directive", "status", "reason", "plan_hash", "submitted_at", "started_at",
+    "ended_at", "duration_s", "steps_total", "input_tokens", "output_tokens", "unknown_calls",
+)  # fmt: skip
+STEPS = (
+    "run", "place", "step", "kind", "task", "status", "attempts", "host", "dispatched_at", "ended_at", "duration_s",
+    "error", "message",
+)  # fmt: skip
+ARTIFACTS = ("run", "step", "name", "sha256", "size_bytes", "media_type")
+LLM_CALLS = (
+    "seq", "at", "run", "step", "call", "request_model", "response_model", "input_tokens", "output_tokens",
+    "cached_tokens", "reasoning_tokens", "duration_s", "outcome",
+)  # fmt: skip
+
+Columns = dict[str, list[Any]]
+
+
+class Batch(msgspec.Struct):
+    """Rows as columns. `rewritten` are the runs whose rows of an earlier batch these replace."""
+
+    position: int
+    events: Columns
+    runs: Columns
+    steps: Columns
+    artifacts: Columns
+    llm_calls: Columns
+    rewritten: list[int]
+
+
+class Fold:
+    """Takes messages in stream order, gives batches."""
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.unreadable = 0
+        self._runs: dict[int, Run] = {}
+        self._goals: dict[int, tuple[str | None, list[str] | None, str | None]] = {}
+        self._stored: set[int] = set()  # active runs that have rows already
+        self._changed: dict[int, Run] = {}
+        self._begin_batch()
+
+    def _begin_batch(self) -> None:
+        self._events: Columns = {name: [] for name in EVENTS}
+        self._artifacts: Columns = {name: [] for name in ARTIFACTS}
+        self._llm_calls: Columns = {name: [] for name in LLM_CALLS}
+        columns = self._events
+        self._add_event = tuple(columns[name].append for name in EVENTS)
+
+    def __len__(self) -> int:
+        """Events in the batch so far."""
+        return len(self._events["seq"])
+
+    @property
+    def active(self) -> int:
+        return len(self._runs)
+
+    def restore(self, subject: str, seq: int, at_us: int, data: bytes) -> None:
+        """Fold one event of a run that is active in the tables, without writing it again."""
+        run = self._apply(read(subject, seq, at_us * 1000, data), data)[0]
+        if run is not None:
+            self._stored.add(run.id)
+
+    def restored(self, position: int) -> None:
+        self.position = position
+        self._changed.clear()
+
+    def add(self, subject: str, seq: int, at_ns: int, data: bytes) -> None:
+        """Fold one message of the stream and keep its row."""
+        at_us = at_ns // 1000  # the tables' precision; the fold sees the same stamps now and after a restart
+        event = read(subject, seq, at_us * 1000, data)
+        run, note = self._apply(event, data)
+        self.position = seq
+        body = event.body
+        if isinstance(body, Unreadable):
+            self.unreadable += 1
+        elif event.kind == "llm.called":
+            self._called(event, at_us)
+        elif event.kind == "step.completed" and run is not None and not note:
+            self._kept(event)
+        seqs, ats, subjects, kinds, runs, steps, attempts, sizes, applied, notes, bodies = self._add_event
+        seqs(seq)
+        ats(at_us)
+        subjects(subject)
+        kinds(event.kind)
+        runs(event.run or None)
+        steps(event.step or None)
+        attempts(event.attempt or None)
+        sizes(len(data))
+        applied(not note)
+        notes(note or None)
+        bodies(_text(data, cut=isinstance(body, Unreadable)))
+
+    def take(self) -> Batch:
+        """The batch so far; a new one begins."""
+        runs: Columns = {name: [] for name in RUNS}
+        steps: Columns = {name: [] for name in STEPS}
+        rewritten: list[int] = []
+        for run in self._changed.values():
+            if run.id in self._stored:
+                rewritten.append(run.id)
+            self._row(run, runs, steps)
+            if run.ended:
+                self._stored.discard(run.id)
+                self._goals.pop(run.id, None)
+            else:
+                self._stored.add(run.id)
+        batch = Batch(self.position, self._events, runs, steps, self._artifacts, self._llm_calls, rewritten)
+        self._changed = {}
+        self._begin_batch()
+        return batch
+
+    def _apply(self, event: Event, data: bytes) -> tuple[Run | None, str]:
+        """The run after the event, and why it changed nothing ("" when it did)."""
+        if event.kind == "goal.submitted":
+            if isinstance(event.body, Unreadable):
+                return None, event.body.reason
+            after = begin(event)
+            self._goals[after.id] = _asked(data)
+        else:
+            run = self._runs.get(event.run)
+            if run is None:
+                if isinstance(event.body, Unreadable):
+                    return None, event.body.reason
+                return None, "the run has ended, or never was"
+            after = evolve(run, event)
+            if after is run:
+                return run, refusal(run, event)
+        self._changed[after.id] = after
+        if after.ended:
+            self._runs.pop(after.id, None)
+        else:
+            self._runs[after.id] = after
+        return after, ""
+
+    def _kept(self, event: Event) -> None:
+        columns = self._artifacts
+        for artifact in event.body.artifacts:
+            for name, value in zip(
+                ARTIFACTS,
+                (event.run, event.step, artifact.name, artifact.sha256, artifact.size_bytes, artifact.media_type),
+                strict=True,
+            ):
+                columns[name].append(value)
+
+    def _called(self, event: Event, at_us: int) -> None:
+        call: LlmCalled = event.body
+        values = (
+            event.seq, at_us, event.run, event.step, event.tail, call.request_model, call.response_model,
+            call.input_tokens, call.output_tokens, call.cached_tokens, call.reasoning_tokens, call.duration_s,
+            call.outcome,
+        )  # fmt: skip
+        for name, value in zip(LLM_CALLS, values, strict=True):
+            self._llm_calls[name].append(value)
+
+    def _row(self, run: Run, runs: Columns, steps: Columns) -> None:
+        goal, tasks, directive = self._goals.get(run.id, (None, None, None))
+        plan = run.plan
+        values = (
+            run.id, run.principal or None, goal, tasks, plan.directive.name if plan else directive, run.status,
+            run.reason or None, plan.plan_hash if plan else None, run.submitted_ns // 1000, _us(run.started_ns),
+            _us(run.ended_ns), _seconds(run.started_ns, run.ended_ns), len(run.steps), run.tokens.input,
+            run.tokens.output, run.tokens.unknown_calls,
+        )  # fmt: skip
+        for name, value in zip(RUNS, values, strict=True):
+            runs[name].append(value)
+        for place, step in enumerate(plan.steps if plan else ()):
+            state = run.steps[step.id]
+            row = (
+                run.id, place, step.id, step.kind, step.task, state.status, state.attempt, state.host,
+                _us(state.dispatched_ns), _us(state.ended_ns), _seconds(state.dispatched_ns, state.ended_ns),
+                state.error or None, state.message or None,
+            )  # fmt: skip
+            for name, value in zip(STEPS, row, strict=True):
+                steps[name].append(value)
+
+
+def _asked(data: bytes) -> tuple[str | None, list[str] | None, str | None]:
+    """Goal text, task names and directive of a goal, as far as it is one."""
+    goal, _ = read_goal(data)
+    return (goal.goal, goal.tasks, goal.directive) if goal else (None, None, None)
+
+
+def _us(at_ns: int) -> int | None:
+    return at_ns // 1000 if at_ns else None
+
+
+def _seconds(from_ns: int, to_ns: int) -> float | None:
+    return (to_ns - from_ns) // 1000 / 1_000_000 if from_ns and to_ns else None
+
+
+def _text(data: bytes, *, cut: bool) -> str | None:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return None
+    return text[:BODY_CHARS_MAX_UNREADABLE] if cut else text

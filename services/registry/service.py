@@ -1,0 +1,253 @@
+"""The registry's shell: follows EVENTS, writes batches, answers `registry.…`.
+
+The fold runs on the loop, DuckDB in one thread of its own, questions in another: a long question does not hold up
+the fold, and the file sees one writer.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from services.registry.fold import Fold
+from services.registry.rebuild import rebuild
+from services.registry.store import Store
+from shared.bus import Bus
+from shared.errors import Malformed, RemitError
+from shared.ledger import LIMIT_MAX, Answer, Question
+from shared.plan import malformed
+from shared.pull import Reader
+from shared.streams import last_seq
+from shared.subjects import EVENTS, registry
+
+log = logging.getLogger("remit.registry")
+
+FLUSH_S = 0.2
+FLUSH_EVENTS = 20_000
+BACKLOG_EVENTS_MAX = 100_000  # the reader waits for the disk before memory grows further
+PATIENCE_S = 5.0
+
+
+class Registry:
+    """Folds, and answers what is in the tables."""
+
+    def __init__(self, bus: Bus, path: Path) -> None:
+        self._bus = bus
+        self._path = path
+        self._fold = Fold()
+        self._writing = ThreadPoolExecutor(1, "duckdb-write")
+        self._reading = ThreadPoolExecutor(2, "duckdb-read")
+        self._store: Store
+        self._reader: Reader
+        self._flushing = asyncio.Lock()
+        self._full = asyncio.Event()
+        self._written = asyncio.Condition()
+        self._rebuilding = asyncio.Lock()
+        self.position = 0
+
+    async def start(self) -> None:
+        self._store = await self._in(self._writing, Store, self._path)
+        await self._take_up()
+        self._flusher = asyncio.create_task(self._flush_for_ever())
+        endpoints: dict[str, Callable[[Question], Awaitable[Answer]]] = {
+            "runs": self.on_runs,
+            "run": self.on_run,
+            "events": self.on_events,
+            "tokens": self.on_tokens,
+            "hosts": self.on_hosts,
+            "status": self.on_status,
+            "digest": self.on_digest,
+        }
+        served = {registry(name): self._endpoint(answer) for name, answer in endpoints.items()}
+        served[registry("rebuild")] = self._on_rebuild
+        await self._bus.serve("registry", "0.1.0", served)
+
+    async def stop(self) -> None:
+        self._flusher.cancel()
+        await self._reader.stop()
+        await self.flush()
+        await self._in(self._writing, self._store.close)
+
+    async def _in(self, pool: ThreadPoolExecutor, call: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(pool, call, *args)
+
+    # -- folding -------------------------------------------------------------------------------------------
+
+    async def _take_up(self) -> None:
+        """Go on where the tables end; a file that folds another stream is put aside, never mixed."""
+        info = await self._bus.api(f"STREAM.INFO.{EVENTS}")
+        created, position = await self._in(self._writing, self._store.position)
+        if created != info["created"] or position > info["state"]["last_seq"]:
+            if created:
+                aside = self._path.with_name(f"{self._path.name}.{created.replace(':', '')[:17]}.old")
+                log.warning("%s folds another stream (of %s): kept as %s", self._path, created, aside.name)
+                await self._in(self._writing, self._store.close)
+                self._path.rename(aside)
+                self._path.with_name(self._path.name + ".wal").unlink(missing_ok=True)
+                self._store = await self._in(self._writing, Store, self._path)
+            await self._in(self._writing, self._store.begin, EVENTS, info["created"])
+            position = 0
+        self._fold = Fold()
+        for message in await self._in(self._writing, self._store.active_events):
+            self._fold.restore(*message)
+        self._fold.restored(position)
+        self.position = position
+        log.info("folding from event %d on, %d runs are active", position + 1, self._fold.active)
+        self._reader = await Reader(self._bus, EVENTS, self.on_event, start_seq=position + 1, batch=4096).start()
+
+    def on_event(self, subject: str, seq: int, at_ns: int, data: bytes) -> Awaitable[None] | None:
+        self._fold.add(subject, seq, at_ns, data)
+        waiting = len(self._fold)
+        if waiting >= FLUSH_EVENTS:
+            self._full.set()
+            if waiting >= BACKLOG_EVENTS_MAX:
+                return self.flush()
+        return None
+
+    async def flush(self) -> None:
+        """Write what has been folded since the last time."""
+        async with self._flushing:
+            if not len(self._fold):
+                return
+            batch = self._fold.take()
+            await self._in(self._writing, self._store.write, batch)
+            async with self._written:
+                self.position = batch.position
+                self._written.notify_all()
+
+    async def _flush_for_ever(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(FLUSH_S):
+                    await self._full.wait()
+            except TimeoutError:
+                pass
+            self._full.clear()
+            await self.flush()
+
+    # -- answering -----------------------------------------------------------------------------------------
+
+    def _endpoint(self, answer: Callable[[Question], Awaitable[Answer]]) -> Callable[[bytes, str], Awaitable[None]]:
+        async def handle(data: bytes, reply: str) -> None:
+            try:
+                question = _question(data)
+                await self._until(question.min_seq)
+                answered = await answer(question)
+                answered.position = self.position
+            except RemitError as error:
+                answered = Answer(error=error.message, field=error.field, position=self.position)
+            await self._bus.publish(reply, msgspec.json.encode(answered))
+
+        return handle
+
+    async def _until(self, seq: int) -> None:
+        if seq > self.position:
+            async with self._written:
+                try:
+                    await asyncio.wait_for(self._written.wait_for(lambda: self.position >= seq), PATIENCE_S)
+                except TimeoutError:
+                    raise RemitError(f"event {seq} is not in the tables yet (they end at {self.position})") from None
+
+    async def _ask(self, name: str, **values: Any) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = await self._in(self._reading, self._store.ask, name, values)
+        return rows
+
+    async def on_runs(self, question: Question) -> Answer:
+        before = question.before or 1 << 62
+        rows = await self._ask("runs", before=before, status=question.status, limit=question.limit)
+        return Answer(rows=rows, next=rows[-1]["run"] if len(rows) == question.limit else None)
+
+    async def on_run(self, question: Question) -> Answer:
+        run = _run(question)
+        rows = await self._ask("run", run=run)
+        if not rows:
+            return Answer()
+        steps = await self._ask("run_steps", run=run)
+        return Answer(rows=rows, more={"steps": steps, "artifacts": await self._ask("run_artifacts", run=run)})
+
+    async def on_events(self, question: Question) -> Answer:
+        run = _run(question)
+        rows = await self._ask("run_events", run=run, after=question.after, limit=question.limit)
+        return Answer(rows=rows, next=rows[-1]["seq"] if len(rows) == question.limit else None)
+
+    async def on_tokens(self, question: Question) -> Answer:
+        total = await self._ask("tokens_total")
+        return Answer(rows=await self._ask("tokens", limit=question.limit), more={"total": total[0]})
+
+    async def on_hosts(self, question: Question) -> Answer:
+        return Answer(rows=await self._ask("hosts"))
+
+    async def on_status(self, question: Question) -> Answer:
+        last = await last_seq(self._bus)
+        status = {
+            "last_seq": last,
+            "behind_events": max(0, last - self.position),
+            "active_runs": self._fold.active,
+            "unreadable": self._fold.unreadable,
+            "file": str(self._path),
+        }
+        return Answer(rows=await self._ask("counts"), more=status)
+
+    async def on_digest(self, question: Question) -> Answer:
+        async with self._flushing:  # the tables hold still while they are digested
+            return Answer(more=await self._in(self._reading, self._store.digest))
+
+    async def _on_rebuild(self, data: bytes, reply: str) -> None:
+        """Fold everything again into a new file, compare, put it in place; progress goes to the asker as it comes."""
+
+        async def tell(**what: Any) -> None:
+            await self._bus.publish(reply, msgspec.json.encode(Answer(more=what, position=self.position)))
+
+        if self._rebuilding.locked():
+            await self._bus.publish(reply, msgspec.json.encode(Answer(error="a rebuild is under way already")))
+            return
+        async with self._rebuilding:
+            fresh = self._path.with_name(self._path.name + ".rebuild")
+            fresh.unlink(missing_ok=True)
+            created = (await self._in(self._reading, self._store.position))[0]
+            store = await self._in(self._reading, Store, fresh)
+            try:
+                await self._in(self._reading, store.begin, EVENTS, created)
+                # Catch up with the live tables while they grow, then hold them still for the last stretch.
+                position = await rebuild(self._bus, store, Fold(), self.position, tell)
+                async with self._flushing:
+                    fold = Fold()
+                    for message in await self._in(self._reading, store.active_events):
+                        fold.restore(*message)
+                    fold.restored(position)
+                    await rebuild(self._bus, store, fold, self.position, tell)
+                    before = await self._in(self._reading, self._store.digest)
+                    after = await self._in(self._reading, store.digest)
+                    await self._in(self._reading, store.close)
+                    await self._in(self._writing, self._store.close)
+                    fresh.replace(self._path)
+                    self._path.with_name(self._path.name + ".wal").unlink(missing_ok=True)
+                    self._store = await self._in(self._writing, Store, self._path)
+            except BaseException:
+                fresh.unlink(missing_ok=True)
+                raise
+            await tell(done=True, seq=self.position, before=before, after=after, identical=before == after)
+
+
+def _question(data: bytes) -> Question:
+    try:
+        question = msgspec.json.decode(data, type=Question) if data.strip() else Question()
+    except msgspec.DecodeError as error:
+        raise malformed(error) from error
+    if not 1 <= question.limit <= LIMIT_MAX:
+        raise Malformed(f"limit is {question.limit}; it must be 1 to {LIMIT_MAX}", field="limit")
+    for name in ("run", "before", "after", "min_seq"):
+        value = getattr(question, name)
+        if value is not None and not 0 <= value < 1 << 62:
+            raise Malformed(f"{name} is {value}, which is no sequence number", field=name)
+    return question
+
+
+def _run(question: Question) -> int:
+    if question.run is None:
+        raise Malformed("which run? `run` is missing", field="run")
+    return question.run

@@ -1,0 +1,8 @@
+-- The events of every run that has no end yet: what a restarted fold starts from.
+select subject, seq, at, body
+from events
+where run in (
+    select run from runs
+    where status not in ('succeeded', 'failed', 'cancelled', 'rejected', 'timed_out', 'budget_exhausted', 'rolled_back')
+)
+order by seq

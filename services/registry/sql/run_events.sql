@@ -1,0 +1,6 @@
+-- What happened in run $run, after event $after, $limit at most?
+select seq, at, subject, kind, step, attempt, applied, note, body
+from events
+where (run = $run) and seq > $after
+order by seq
+limit $limit

@@ -1,0 +1,80 @@
+-- Every column's unit stands in its name; times are UTC with microseconds, from the stream's stamps.
+create table if not exists position (
+    stream varchar not null,
+    created varchar not null, -- when the stream was made: tells one NATS from another
+    seq ubigint not null      -- everything up to here is in the tables
+);
+
+create table if not exists events (
+    seq ubigint not null,
+    at timestamptz not null,
+    subject varchar not null,
+    kind varchar not null,
+    run ubigint,              -- null where the subject names none
+    step varchar,
+    attempt uinteger,
+    size_bytes uinteger not null,
+    applied boolean not null, -- false: the fold let it change nothing, `note` says why
+    note varchar,
+    body varchar              -- the payload; null when it is not text, cut when it is unreadable and long
+);
+
+create table if not exists runs (
+    run ubigint not null,
+    principal varchar,
+    goal varchar,
+    tasks varchar[],
+    directive varchar,
+    status varchar not null,
+    reason varchar,
+    plan_hash varchar,
+    submitted_at timestamptz not null,
+    started_at timestamptz,
+    ended_at timestamptz,
+    duration_s double,
+    steps_total uinteger not null,
+    input_tokens ubigint not null,
+    output_tokens ubigint not null,
+    unknown_calls uinteger not null
+);
+
+create table if not exists steps (
+    run ubigint not null,
+    place uinteger not null,  -- its place in the plan, from 0
+    step varchar not null,
+    kind varchar not null,
+    task varchar not null,
+    status varchar not null,
+    attempts uinteger not null,
+    host varchar,
+    dispatched_at timestamptz,
+    ended_at timestamptz,
+    duration_s double,
+    error varchar,
+    message varchar
+);
+
+create table if not exists artifacts (
+    run ubigint not null,
+    step varchar not null,
+    name varchar not null,
+    sha256 varchar not null,
+    size_bytes ubigint not null,
+    media_type varchar not null
+);
+
+create table if not exists llm_calls (
+    seq ubigint not null,
+    at timestamptz not null,
+    run ubigint not null,
+    step varchar not null,
+    call varchar not null,
+    request_model varchar not null,
+    response_model varchar,
+    input_tokens ubigint,     -- null: the server did not report it
+    output_tokens ubigint,
+    cached_tokens ubigint,
+    reasoning_tokens ubigint,
+    duration_s double,
+    outcome varchar not null
+);

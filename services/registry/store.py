@@ -1,0 +1,148 @@
+"""The one opener of the DuckDB file: batches in, answers out. Blocking; the service calls it off its loop.
+
+A batch and the position that it ends at are one transaction, so a kill in the middle neither loses nor doubles a row.
+"""
+
+import hashlib
+from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from services.registry.fold import Batch, Columns
+from shared.errors import RemitError
+
+TABLES = ("events", "runs", "steps", "artifacts", "llm_calls")
+
+_AT = pa.timestamp("us", tz="UTC")
+_TYPES: dict[str, Any] = {
+    "seq": pa.uint64(),
+    "run": pa.uint64(),
+    "at": _AT,
+    "submitted_at": _AT,
+    "started_at": _AT,
+    "ended_at": _AT,
+    "dispatched_at": _AT,
+    "attempt": pa.uint32(),
+    "attempts": pa.uint32(),
+    "place": pa.uint32(),
+    "size_bytes": pa.uint64(),
+    "steps_total": pa.uint32(),
+    "unknown_calls": pa.uint32(),
+    "input_tokens": pa.uint64(),
+    "output_tokens": pa.uint64(),
+    "cached_tokens": pa.uint64(),
+    "reasoning_tokens": pa.uint64(),
+    "applied": pa.bool_(),
+    "duration_s": pa.float64(),
+    "tasks": pa.list_(pa.string()),
+}
+
+
+@cache
+def sql(question: str) -> str:
+    """The text of `sql/<question>.sql`."""
+    return files("services.registry").joinpath("sql", f"{question}.sql").read_text()
+
+
+class Store:
+    """One DuckDB file and its writer connection."""
+
+    def __init__(self, path: Path, *, threads: int = 2) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._writer = duckdb.connect(str(path))
+        except duckdb.IOException as error:
+            raise RemitError(f"{path} cannot be opened (is another registry running on it?): {error}") from error
+        self._writer.execute(f"set threads = {threads}")
+        self._writer.execute("set timezone = 'UTC'")
+        self._writer.execute(sql("schema"))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def position(self) -> tuple[str, int]:
+        """When the folded stream was created, and the last sequence that is in the tables ("", 0: nothing is)."""
+        row = self._writer.execute("select created, seq from position").fetchone()
+        return (row[0], row[1]) if row else ("", 0)
+
+    def begin(self, stream: str, created: str) -> None:
+        """Remember which stream this file folds."""
+        self._writer.execute("delete from position")
+        self._writer.execute("insert into position values (?, ?, 0)", [stream, created])
+
+    def write(self, batch: Batch) -> None:
+        """All of a batch, or nothing of it."""
+        db = self._writer
+        db.execute("begin")
+        try:
+            self._append("events", batch.events)
+            if batch.rewritten:
+                db.register("rewritten", _table({"run": batch.rewritten}))
+                db.execute("delete from runs where run in (select run from rewritten)")
+                db.execute("delete from steps where run in (select run from rewritten)")
+                db.unregister("rewritten")
+            self._append("runs", batch.runs)
+            self._append("steps", batch.steps)
+            self._append("artifacts", batch.artifacts)
+            self._append("llm_calls", batch.llm_calls)
+            db.execute("update position set seq = ?", [batch.position])
+            db.execute("commit")
+        except BaseException:
+            db.execute("rollback")
+            raise
+
+    def _append(self, table: str, columns: Columns) -> None:
+        if next(iter(columns.values())):
+            self._writer.register("batch", _table(columns))
+            self._writer.execute(f"insert into {table} by name select * from batch")
+            self._writer.unregister("batch")
+
+    def ask(self, question: str, values: dict[str, Any]) -> list[dict[str, Any]]:
+        """The rows that answer `sql/<question>.sql`; times as RFC 3339 text."""
+        text = sql(question)
+        cursor = self._writer.cursor()
+        try:
+            used = {name: value for name, value in values.items() if f"${name}" in text}
+            cursor.execute(text, used)
+            names = [column[0] for column in cursor.description or ()]
+            return [{name: _plain(value) for name, value in zip(names, row, strict=True)} for row in cursor.fetchall()]
+        finally:
+            cursor.close()
+
+    def active_events(self) -> list[tuple[str, int, int, bytes]]:
+        """Subject, sequence, stamp (microseconds) and data of every event of the runs that have no end."""
+        cursor = self._writer.cursor()
+        rows = cursor.execute(sql("active_events")).fetchall()
+        cursor.close()
+        return [(subject, seq, _micros(at), (body or "").encode()) for subject, seq, at, body in rows]
+
+    def digest(self) -> dict[str, str]:
+        """For each table its count of rows and a sum of their hashes, whatever order they lie in."""
+        cursor = self._writer.cursor()
+        found: dict[str, str] = {}
+        for table in TABLES:
+            count, total = cursor.execute(f"select count(*), sum(hash(t)) from {table} t").fetchone()
+            found[table] = f"{count}:{hashlib.sha256(str(total).encode()).hexdigest()[:16]}"
+        cursor.close()
+        return found
+
+
+def _table(columns: Columns) -> Any:
+    return pa.table({name: pa.array(values, type=_TYPES.get(name, pa.string())) for name, values in columns.items()})
+
+
+def _micros(at: datetime) -> int:
+    since = at - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return value
