@@ -13,7 +13,6 @@ from shared.config import host_name
 from shared.errors import Malformed
 from shared.process import connected, run
 
-
 STOP_WITHIN_S = 2.0  # a look takes milliseconds; one that takes longer hangs in the driver
 
 

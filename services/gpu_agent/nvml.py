@@ -98,20 +98,23 @@ class Nvml:
         n = self._n
         try:
             n.nvmlInit()
+            self._open = True
+            count = n.nvmlDeviceGetCount()
         except n.NVMLError as error:
+            self.close()
+            self._tried_at_s = t_s
             absent = isinstance(error, n.NVMLError_LibraryNotFound | n.NVMLError_DriverNotLoaded)
             self._state = "absent" if absent else "failing"
             self._reason = f"NVML does not start: {error}"
             self._versions = (None, None)
             return
-        self._open, self._opened_at_s = True, t_s
+        self._opened_at_s = t_s
         self._state = self._reason = "ok"
-        cuda = ask(n, n.nvmlSystemGetCudaDriverVersion_v2, n.nvmlSystemGetCudaDriverVersion)
-        self._versions = (
-            text(ask(n, n.nvmlSystemGetDriverVersion)),
-            None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
-        )
-        self._devices = [self._open_device(index) for index in range(ask(n, n.nvmlDeviceGetCount) or 0)]
+        with suppress(GpuLost):  # these ask no card, so they have no right to say so
+            cuda = ask(n, n.nvmlSystemGetCudaDriverVersion_v2, n.nvmlSystemGetCudaDriverVersion)
+            told = None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}"
+            self._versions = (text(ask(n, n.nvmlSystemGetDriverVersion)), told)
+        self._devices = [self._open_device(index) for index in range(count)]
         self._known |= {device.index: device for device in self._devices}
         self._listen()
 
@@ -143,10 +146,12 @@ class Nvml:
 
     def _listen(self) -> None:
         n = self._n
-        self._events = ask(n, n.nvmlEventSetCreate)
-        if self._events is not None:
-            for device in self._devices:
-                device.xids_supported = device.handle is not None and self._registered(device.handle)
+        try:
+            self._events = n.nvmlEventSetCreate()
+        except n.NVMLError:
+            return
+        for device in self._devices:
+            device.xids_supported = device.handle is not None and self._registered(device.handle)
 
     def _registered(self, handle: Any) -> bool:
         n = self._n

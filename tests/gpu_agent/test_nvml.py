@@ -228,6 +228,16 @@ def test_a_driver_unloaded_under_the_agent_is_told_and_found_again(watch: Watch)
     assert (sample.state, len(sample.gpus)) == ("ok", 1)
 
 
+def test_a_driver_that_starts_and_cannot_count_is_trouble(watch: Watch) -> None:
+    watcher = watch(Host(gpus=idle(1), alive=999))
+    sample = watcher.look(0.0)
+    assert (sample.state, sample.gpus) == ("failing", [])
+    assert "Unknown Error" in sample.nvml
+    watcher.show(Host(gpus=idle(1)))
+    assert watcher.look(1.0).state == "failing"
+    assert len(watcher.look(REOPEN_S).gpus) == 1
+
+
 def test_a_driver_without_cards_is_fine(watch: Watch) -> None:
     sample = watch(Host()).look(0.0)
     assert (sample.state, sample.nvml, sample.gpus) == ("ok", "ok", [])
