@@ -21,6 +21,7 @@ from shared.clock import NS_PER_S, parse_ns, rfc3339
 from shared.errors import Malformed
 
 OVERLAP_NS = NS_PER_S  # how far stamps may stand out of order: the engine's two copiers differ by milliseconds
+RECENT_LINES = 1_024  # like lines that share stream, stamp and text stand side by side, or nearly so
 LOST_AFTER_NS = 10 * NS_PER_S  # a line this much newer than the anchor proves that the anchor is gone
 
 _DOCKER = re.compile(r"d1\|([0-9a-f]{12})\|([^|]{20,35})\|([^|]{20,35})\|(\d{1,9})\|([0-9a-f]{16})\|([^|]{20,35})")
@@ -100,8 +101,8 @@ class Tracker:
         self.lost = False
         self._last = ("", "", "")
         self._newest = self.anchor.newest if self.anchor else ""
-        self._run_at: str | None = None
-        self._run: dict[tuple[str, str], int] = {}
+        self._recent: dict[tuple[str, str, int], int] = {}
+        self._before: dict[tuple[str, str, int], int] = {}
         self._previous = previous
 
     def fresh(self, batch: Batch) -> Batch:
@@ -137,7 +138,7 @@ class Tracker:
     def restart_after_loss(self) -> None:
         """Begin again without an anchor: the read that follows starts after the newest stamp."""
         self.anchor, self.lost = None, False
-        self._run_at, self._run = None, {}
+        self._recent, self._before = {}, {}
 
     def is_recent(self, stamp: str) -> bool:
         """Say whether an unfinished line of this stamp is still worth waiting for."""
@@ -149,15 +150,17 @@ class Tracker:
         if not at:
             return self._previous or DockerCursor(self.container)
         start = min(at, earlier(self._newest, OVERLAP_NS), waiting_for or at)
-        same = self._run.get((stream, text), 1)
+        key = (at, stream, hash(text))
+        same = self._recent.get(key) or self._before.get(key) or 1
         return DockerCursor(self.container, at, self._newest, same, digest(stream.encode(), text.encode()), start)
 
     def _count(self, at: str, stream: str, text: str) -> int:
-        if at != self._run_at:
-            self._run_at = at
-            self._run = {}
-        count = self._run.get((stream, text), 0) + 1
-        self._run[(stream, text)] = count
+        """Return how many lines like this one the read has come by, among the last thousand or two."""
+        key = (at, stream, hash(text))  # not the text: thousands of long lines are not to be kept
+        count = (self._recent.get(key) or self._before.get(key) or 0) + 1
+        self._recent[key] = count
+        if len(self._recent) >= RECENT_LINES:
+            self._before, self._recent = self._recent, {}
         return count
 
 
