@@ -49,6 +49,12 @@ _SHAPES: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
     ("jwt", re.compile(r"eyJ[\w-]{6,}+(?:\.[\w-]*+){1,4}")),
 )
 
+# The fronts of all shapes above: most text holds none, and one search is cheaper than fourteen.
+_ANY_SHAPE = re.compile(
+    r"AKIA|ASIA|AGPA|AIDA|AROA|AIPA|ANPA|ANVA|ABIA|ACCA|gh[pousr]_|github_pat_|gl[pdrcfs]\w{1,3}-|xox[a-z]|xapp-|hooks\.slack|AIza"
+    r"|ya29|GOCSPX|[sr]k_|whsec_|sk-|SG\.|npm_|pypi-|dckr_|hf_|hv[sbr]\.|dop_v|\d:AA|S[UAONXC][A-Z0-9]|eyJ"
+)
+
 _AUTHORIZATION = re.compile(
     r"(?i)(?<![A-Za-z0-9])((?:proxy[-_])?authorization\\*+[\"']?+\s{0,8}+[:=]\s{0,8}+\\*+[\"']?+)(?!\[redacted:)"
     r"((?:digest|aws4-hmac-sha256|hawk|oauth|signature)\s[^\r\n]++"
@@ -120,8 +126,9 @@ def redact(text: str) -> str:
         text = _pem(text)
     if "://" in text and "@" in text:
         text = _URL_USER.sub(_say("url-credentials"), text)
-    for kind, pattern in _SHAPES:
-        text = pattern.sub(_say(kind), text)
+    if _ANY_SHAPE.search(text) is not None:
+        for kind, pattern in _SHAPES:
+            text = pattern.sub(_say(kind), text)
     lower = text.lower()
     if "authorization" in lower:
         text = _AUTHORIZATION.sub(_keep_front("authorization"), text)

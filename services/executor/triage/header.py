@@ -179,7 +179,7 @@ def _fields(head: str, at: int, stamp: str, kind: str, level: str = "") -> Heade
         if at >= size:
             break
         char = head[at]
-        if char == "s" and not level and not component:
+        if char == "s" and not level and head.startswith("std", at):
             found = _CRI.match(head, at)  # containerd's own prefix: "stdout F "
             if found is not None:
                 at = found.end()
@@ -200,7 +200,7 @@ def _fields(head: str, at: int, stamp: str, kind: str, level: str = "") -> Heade
                     at = inner.end()
                     continue
             break
-        if not level:
+        if not level and char.isalpha():
             found = _LEVEL_UPPER.match(head, at) or _LEVEL_ANY.match(head, at)
             if found is not None:
                 level, at = found[found.lastgroup or 0], found.end()

@@ -58,8 +58,11 @@ _JOIN = re.compile(r"<\*>(?:[.,:/_#@x-]*<\*>)+")
 def shape_of(normal: str, words: dict[str, str]) -> str:
     """The shape of a digit-normalised message; `words` is the caller's bounded dictionary of masked words."""
     if "0" in normal:
-        normal = _SPANS.sub(WILDCARD, normal)
-        normal = _DURATION.sub(WILDCARD, _AMOUNT.sub(_amount, normal))
+        if "00:00:00" in normal:
+            normal = _SPANS.sub(WILDCARD, normal)
+        if "B" in normal or "bytes" in normal:
+            normal = _AMOUNT.sub(_amount, normal)
+        normal = _DURATION.sub(WILDCARD, normal)
     if "ser" in normal or "ccount" in normal:
         normal = _USER.sub(r"\g<cue> <*>", normal)
     if "(" in normal or "[" in normal or "'" in normal or '"' in normal:

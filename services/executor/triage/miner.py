@@ -99,11 +99,18 @@ def _mergeable(values: Sequence[str], place: int) -> list[tuple[set[str], str]]:
             out.append((members, whole))
     masked = {v for v in plain if WILDCARD in v}
     need = WORDS_MIN if place else FIRST_WORDS_MIN
-    if len(plain) >= need:
+    if len(plain) >= need or (place and _whole_among(plain)):
         out.append((plain, _common(plain)))
     elif len(masked) > 1 and any(_core(v) == WILDCARD for v in masked):
         out.append((masked, _common(masked)))
     return out
+
+
+def _whole_among(values: set[str]) -> bool:
+    """A wildcard and words beside it: "id 12" and "id null" are one statement; "****" is no word."""
+    return any(_core(v) == WILDCARD for v in values) and all(
+        WILDCARD in v or any(c.isalnum() for c in v) for v in values
+    )
 
 
 def _core(word: str) -> str:

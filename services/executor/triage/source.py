@@ -7,6 +7,7 @@ What is held is bounded by the limits of model.py whatever the number of lines: 
 theirs they are merged into templates early, and if that is not enough the rarest harmless ones are let go, counted.
 """
 
+import re
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
@@ -15,7 +16,7 @@ from . import severity, times
 from .clean import clean, cut, is_noise
 from .closing import Account, report
 from .fold import Trace, exception_class, opens
-from .mask import DIGITS_AS_ONE, shape_of
+from .mask import DIGITS_AS_ONE, WILDCARD, shape_of
 from .miner import merge_shapes
 from .model import (
     EVIDENCE_MAX,
@@ -35,6 +36,7 @@ MESSAGE_CHARS_MAX: Final = 2_000  # what comes later in a message does not tell 
 CACHE_MAX: Final = 20_000
 BUCKET_S: Final = 10
 SAMPLE_CHARS_MAX: Final = 8_000
+_ZERO = re.compile(r"(?<![\w.])0(?:\.0+)?(?![\w.])|[=:]\"?0(?:\.0+)?(?![\w.])")
 _NOISE_SHAPE: Final = "(undecodable bytes)"
 
 
@@ -65,7 +67,7 @@ class SourceTriage:
         self._tallies: dict[str, Tally] = {}
         self._shapes: dict[str, str] = {}
         self._words: dict[str, str] = {}
-        self._spoken: dict[str, str | None] = {}
+        self._spoken: dict[str, tuple[str | None, bool]] = {}
         self._second: tuple[str, int | None] = ("", None)
         self._bucket_shift = 0
         # For measuring only: which event each line went to, and its shape. Unbounded, so off unless asked for.
@@ -186,7 +188,7 @@ class SourceTriage:
         if shape is None:
             shape = self._shape(normal, message)
         if state is None:
-            state = self._said(normal, message) or ("info" if reading.parsed else "unknown")
+            state = self._said(shape, message) or ("info" if reading.parsed else "unknown")
         self._count(shape, state, event, exception)
 
     def _shape(self, normal: str, message: str) -> str:
@@ -200,19 +202,17 @@ class SourceTriage:
         shape = self._shapes[normal] = shape_of(normal, self._words) or "(empty message)"
         return shape
 
-    def _said(self, normal: str, message: str) -> str | None:
-        """What the words say; remembered unless a digit could change it ("0 errors", "7 errors")."""
-        known = self._spoken.get(normal, "?")
-        if known != "?":
-            return known
-        said = severity.of_words(message)
-        if said is None and severity.of_words(normal.replace("0", "7")) is not None:
-            return None
-        if "0" in normal and said is not None and severity.of_words(normal) is None:
-            return said
-        if len(self._spoken) >= CACHE_MAX:
-            self._spoken.clear()
-        self._spoken[normal] = said
+    def _said(self, shape: str, message: str) -> str | None:
+        """What the words say, remembered by shape: only a zero can make it harmless ("0 errors", "7 errors")."""
+        known = self._spoken.get(shape)
+        if known is None:
+            if len(self._spoken) >= CACHE_MAX:
+                self._spoken.clear()
+            said, of_zero = (severity.of_words(shape.replace(WILDCARD, digit)) for digit in "70")
+            known = self._spoken[shape] = (said, said != of_zero)
+        said, zero_matters = known
+        if zero_matters and "0" in message and _ZERO.search(message) is not None:
+            return severity.of_words(message)
         return said
 
     def _count(self, shape: str, state: str, event: _Open, exception: str) -> None:
