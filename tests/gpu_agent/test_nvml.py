@@ -140,6 +140,7 @@ def test_a_card_that_comes_back_is_found_by_opening_anew(watch: Watch) -> None:
     assert again.uuid == cards[1].uuid
     cards[1].lost_after = None
     watcher.show(Host(gpus=cards))
+    assert watcher.look(2 * REOPEN_LOST_S).gpus[1].lost, "an open library does not see it come back"
     watcher.look(2 * REOPEN_LOST_S + 1)
     assert not watcher.look(2 * REOPEN_LOST_S + 2).gpus[1].lost
 
@@ -158,6 +159,14 @@ def test_dead_and_impossible_pids_are_dropped_and_one_process_is_told_once(watch
     assert gpu.facts is not None
     name = Path(f"/proc/{me}/comm").read_text().strip()
     assert gpu.facts.processes == [GpuProcess(me, name, 2 * GIB, ["compute", "graphics"])]
+
+
+def test_a_process_in_two_lists_is_not_counted_twice(watch: Watch) -> None:
+    me = os.getpid()
+    (gpu,) = watch(Host(gpus=[Gpu(processes=[(me, 3 * GIB, "C"), (me, 3 * GIB, "G")])])).look(0.0).gpus
+    assert gpu.facts is not None
+    assert gpu.facts.processes is not None
+    assert [process.used_memory_bytes for process in gpu.facts.processes] == [3 * GIB]
 
 
 def test_a_process_of_unknown_size_has_a_null(watch: Watch) -> None:

@@ -70,6 +70,7 @@ typedef struct {
   int keys;
   u64 looks;
   int xids_told;
+  int gone;
 } count_t;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -167,9 +168,11 @@ static int end(int result) {
   return result;
 }
 
+/* Once lost, a card stays lost until every client has shut NVML down, whatever the file says by then. */
 static int lost(int i) {
   long after = gpu[i].lost_after;
-  return after == 0 || (after > 0 && count[i].looks > (u64)after);
+  if (after == 0 || (after > 0 && count[i].looks > (u64)after)) count[i].gone = 1;
+  return count[i].gone;
 }
 
 /* The state of a card before any of its calls; leaves its number in *i. */
@@ -235,6 +238,7 @@ SCALAR(nvmlDeviceGetMaxMigDeviceCount, "mig_devices_max")
 int nvmlInitWithFlags(u32 flags) {
   (void)flags;
   begin("nvmlInitWithFlags");
+  for (int i = 0; users == 0 && i < GPUS; i++) count[i].gone = 0;
   if (init_returns == OK) users++;
   return end(init_returns);
 }
