@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import msgspec
 import uvloop
@@ -75,6 +76,17 @@ async def connected(service: str) -> Bus:
             await asyncio.sleep(0.3)
         else:
             return bus
+
+
+async def until(stop: asyncio.Event, failed: Coroutine[Any, Any, None]) -> None:
+    """Wait for `stop`; what `failed` raises ends the process at once, and its keeper starts it afresh."""
+    watched = asyncio.create_task(failed)
+    asked = asyncio.create_task(stop.wait())
+    await asyncio.wait({watched, asked}, return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if watched.done():
+        await watched
+    watched.cancel()
 
 
 def run(service: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:

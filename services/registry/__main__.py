@@ -22,7 +22,7 @@ async def main(stop: asyncio.Event) -> None:
     bus = await process.connected("registry")
     registry = Registry(bus, data_dir() / LEDGER)
     await registry.start()
-    await stop.wait()
+    await process.until(stop, registry.failed())
     await registry.stop()
     await bus.close()
 

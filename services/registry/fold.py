@@ -14,7 +14,7 @@ from shared.run import Run, begin, evolve, refusal
 
 BODY_CHARS_MAX_UNREADABLE = 4096
 
-EVENTS = ("seq", "at", "subject", "kind", "run", "step", "attempt", "size_bytes", "applied", "note", "body")
+EVENTS = ("seq", "said_at", "subject", "kind", "run", "step", "attempt", "size_bytes", "applied", "note", "body")
 RUNS = (
     "run", "principal", "goal", "tasks", "directive", "status", "reason", "plan_hash", "submitted_at", "started_at",
     "ended_at", "duration_s", "steps_total", "input_tokens", "output_tokens", "unknown_calls",
@@ -25,7 +25,7 @@ STEPS = (
 )  # fmt: skip
 ARTIFACTS = ("run", "step", "name", "sha256", "size_bytes", "media_type")
 LLM_CALLS = (
-    "seq", "at", "run", "step", "call", "request_model", "response_model", "input_tokens", "output_tokens",
+    "seq", "said_at", "run", "step", "call", "request_model", "response_model", "input_tokens", "output_tokens",
     "cached_tokens", "reasoning_tokens", "duration_s", "outcome",
 )  # fmt: skip
 

@@ -66,6 +66,10 @@ class Registry:
         served[registry("rebuild")] = self._on_rebuild
         await self._bus.serve("registry", "0.1.0", served)
 
+    async def failed(self) -> None:
+        """Wait until the fold cannot go on, and raise why. What cannot be written must not be forgotten in silence."""
+        await self._flusher
+
     async def stop(self) -> None:
         self._flusher.cancel()
         await self._reader.stop()
@@ -140,6 +144,10 @@ class Registry:
                 answered.position = self.position
             except RemitError as error:
                 answered = Answer(error=error.message, field=error.field, position=self.position)
+            except Exception:
+                # A bug in one question must neither end the fold nor leave the asker waiting.
+                log.exception("a question could not be answered")
+                answered = Answer(error="the registry failed to answer; its log says why", position=self.position)
             await self._bus.publish(reply, msgspec.json.encode(answered))
 
         return handle

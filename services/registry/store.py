@@ -18,11 +18,11 @@ from shared.errors import RemitError
 
 TABLES = ("events", "runs", "steps", "artifacts", "llm_calls")
 
-_AT = pa.timestamp("us", tz="UTC")
+_AT = pa.timestamp("us")  # UTC, and without a zone: DuckDB needs pytz to hand out one with a zone
 _TYPES: dict[str, Any] = {
     "seq": pa.uint64(),
     "run": pa.uint64(),
-    "at": _AT,
+    "said_at": _AT,
     "submitted_at": _AT,
     "started_at": _AT,
     "ended_at": _AT,
@@ -60,7 +60,6 @@ class Store:
         except duckdb.IOException as error:
             raise RemitError(f"{path} cannot be opened (is another registry running on it?): {error}") from error
         self._writer.execute(f"set threads = {threads}")
-        self._writer.execute("set timezone = 'UTC'")
         self._writer.execute(sql("schema"))
 
     def close(self) -> None:
@@ -68,13 +67,13 @@ class Store:
 
     def position(self) -> tuple[str, int]:
         """When the folded stream was created, and the last sequence that is in the tables ("", 0: nothing is)."""
-        row = self._writer.execute("select created, seq from position").fetchone()
+        row = self._writer.execute("select created, seq from folded").fetchone()
         return (row[0], row[1]) if row else ("", 0)
 
     def begin(self, stream: str, created: str) -> None:
         """Remember which stream this file folds."""
-        self._writer.execute("delete from position")
-        self._writer.execute("insert into position values (?, ?, 0)", [stream, created])
+        self._writer.execute("delete from folded")
+        self._writer.execute("insert into folded values (?, ?, 0)", [stream, created])
 
     def write(self, batch: Batch) -> None:
         """All of a batch, or nothing of it."""
@@ -91,7 +90,7 @@ class Store:
             self._append("steps", batch.steps)
             self._append("artifacts", batch.artifacts)
             self._append("llm_calls", batch.llm_calls)
-            db.execute("update position set seq = ?", [batch.position])
+            db.execute("update folded set seq = ?", [batch.position])
             db.execute("commit")
         except BaseException:
             db.execute("rollback")
@@ -138,11 +137,11 @@ def _table(columns: Columns) -> Any:
 
 
 def _micros(at: datetime) -> int:
-    since = at - datetime(1970, 1, 1, tzinfo=UTC)
+    since = at.replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
-        return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return value.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     return value

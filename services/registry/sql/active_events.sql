@@ -1,5 +1,5 @@
 -- The events of every run that has no end yet: what a restarted fold starts from.
-select subject, seq, at, body
+select subject, seq, said_at, body
 from events
 where run in (
     select run from runs

@@ -1,5 +1,5 @@
 -- What happened in run $run, after event $after, $limit at most?
-select seq, at, subject, kind, step, attempt, applied, note, body
+select seq, said_at, subject, kind, step, attempt, applied, note, body
 from events
 where (run = $run) and seq > $after
 order by seq

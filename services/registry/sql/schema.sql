@@ -1,5 +1,5 @@
 -- Every column's unit stands in its name; times are UTC with microseconds, from the stream's stamps.
-create table if not exists position (
+create table if not exists folded (
     stream varchar not null,
     created varchar not null, -- when the stream was made: tells one NATS from another
     seq ubigint not null      -- everything up to here is in the tables
@@ -7,7 +7,7 @@ create table if not exists position (
 
 create table if not exists events (
     seq ubigint not null,
-    at timestamptz not null,
+    said_at timestamp not null,
     subject varchar not null,
     kind varchar not null,
     run ubigint,              -- null where the subject names none
@@ -28,9 +28,9 @@ create table if not exists runs (
     status varchar not null,
     reason varchar,
     plan_hash varchar,
-    submitted_at timestamptz not null,
-    started_at timestamptz,
-    ended_at timestamptz,
+    submitted_at timestamp not null,
+    started_at timestamp,
+    ended_at timestamp,
     duration_s double,
     steps_total uinteger not null,
     input_tokens ubigint not null,
@@ -47,8 +47,8 @@ create table if not exists steps (
     status varchar not null,
     attempts uinteger not null,
     host varchar,
-    dispatched_at timestamptz,
-    ended_at timestamptz,
+    dispatched_at timestamp,
+    ended_at timestamp,
     duration_s double,
     error varchar,
     message varchar
@@ -65,7 +65,7 @@ create table if not exists artifacts (
 
 create table if not exists llm_calls (
     seq ubigint not null,
-    at timestamptz not null,
+    said_at timestamp not null,
     run ubigint not null,
     step varchar not null,
     call varchar not null,

@@ -1,5 +1,5 @@
 -- What did the language models' calls use, by day and model? A count is unknown where a server reported none.
-select strftime(at at time zone 'UTC', '%Y-%m-%d') as day,
+select strftime(said_at, '%Y-%m-%d') as day,
        coalesce(response_model, request_model) as model,
        count(*) as calls,
        count(*) filter (where input_tokens is null or output_tokens is null) as unknown_calls,
