@@ -107,7 +107,7 @@ def entries(values: dict[str, bytes], prefix: str, struct: type[T]) -> dict[str,
         if key.startswith(prefix):
             try:
                 found[key[len(prefix) :]] = msgspec.json.decode(values[key], type=struct)
-            except (msgspec.DecodeError, RecursionError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 log.warning("config %s is left out: %s", key, error)
     return found
 

@@ -226,6 +226,16 @@ class Reader:
         self._forget: Callable[[], None] | None = None
         self._consumer_seq = 0
 
+    async def count(self) -> int:
+        """How many messages lie ahead in the stream now."""
+        config = self._config()
+        name = config["name"]
+        created = await self._bus.api(
+            f"CONSUMER.CREATE.{self._stream}.{name}", {"stream_name": self._stream, "config": config}
+        )
+        await self._bus.api(f"CONSUMER.DELETE.{self._stream}.{name}")
+        return int(created["num_pending"])
+
     async def start(self) -> "Reader":
         await self._open()
         self._forget = self._bus.on_reconnected(self._reconnected)
@@ -250,6 +260,16 @@ class Reader:
         if self._pulls:
             await self._pulls.stop()
             self._pulls = None
+        config = self._config()
+        await self._bus.api(
+            f"CONSUMER.CREATE.{self._stream}.{config['name']}", {"stream_name": self._stream, "config": config}
+        )
+        self._consumer = config["name"]
+        self._consumer_seq = 0
+        self._pulls = _Pulls(self._bus, self._stream, self._consumer, self._batch, self._deliver)
+        await self._pulls.start()
+
+    def _config(self) -> dict[str, Any]:
         name = self._bus.inbox().rsplit(".", 1)[-1]
         config: dict[str, Any] = {
             "name": f"reader-{name}-{next(_names)}",
@@ -263,13 +283,7 @@ class Reader:
         }
         if self._subjects is not None:
             config["filter_subjects"] = self._subjects
-        await self._bus.api(
-            f"CONSUMER.CREATE.{self._stream}.{config['name']}", {"stream_name": self._stream, "config": config}
-        )
-        self._consumer = config["name"]
-        self._consumer_seq = 0
-        self._pulls = _Pulls(self._bus, self._stream, self._consumer, self._batch, self._deliver)
-        await self._pulls.start()
+        return config
 
     def _deliver(self, subject: str, data: bytes, reply: str) -> Any:
         parts = reply.split(".")
@@ -306,3 +320,29 @@ class Reader:
             except (Unavailable, ApiError) as error:
                 log.warning("cannot read %s yet: %s", self._stream, error)
                 await asyncio.sleep(RETRY_S)
+
+
+async def collect(
+    bus: Bus, stream: str, subjects: Sequence[str], *, start_seq: int = 1, timeout_s: float = 30.0
+) -> list[tuple[str, int, int, bytes]]:
+    """Every message on `subjects` that is in the stream now: `(subject, seq, at_ns, data)` in order."""
+    found: list[tuple[str, int, int, bytes]] = []
+    whole = asyncio.Event()
+
+    def on_message(subject: str, seq: int, at_ns: int, data: bytes) -> None:
+        found.append((subject, seq, at_ns, data))
+        if len(found) >= expected:
+            whole.set()
+
+    reader = Reader(bus, stream, on_message, start_seq=start_seq, subjects=subjects)
+    expected = await reader.count()
+    if expected == 0:
+        return found
+    await reader.start()
+    try:
+        await asyncio.wait_for(whole.wait(), timeout_s)
+    except TimeoutError:
+        raise Unavailable(f"stream {stream} gave {len(found)} of {expected} messages in {timeout_s:g} s") from None
+    finally:
+        await reader.stop()
+    return found[:expected]

@@ -244,7 +244,7 @@ class Registry:
 def _question(data: bytes) -> Question:
     try:
         question = msgspec.json.decode(data, type=Question) if data.strip() else Question()
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise malformed(error) from error
     if not 1 <= question.limit <= LIMIT_MAX:
         raise Malformed(f"limit is {question.limit}; it must be 1 to {LIMIT_MAX}", field="limit")

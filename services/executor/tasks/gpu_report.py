@@ -22,13 +22,17 @@ async def gpu_report(task: Task) -> Outputs:
     memory_pct = task.number("memory_threshold_pct", MEMORY_ABOVE_PCT, 0, 100)
     hosts = await hosts_of(task.bus, "gpu", task.names("hosts"))
     await task.progress(f"asking {len(hosts)} GPU agent{'s' if len(hosts) != 1 else ''}")
-    question = msgspec.json.encode(GpuReportRequest(window_s=window_s))
+    question = msgspec.json.encode(
+        GpuReportRequest(window_s=window_s, utilization_above_pct=utilization_pct, memory_above_pct=memory_pct)
+    )
     answers, missing = await ask_all(task.bus, hosts, subjects.gpu_report, question)
     reports: list[GpuHostReport] = []
     for host, answer in answers.items():
         try:
-            reports.append(msgspec.json.decode(answer, type=GpuHostReport))
-        except msgspec.DecodeError as error:
+            report = msgspec.json.decode(answer, type=GpuHostReport)
+            # The name that was asked counts, so that no agent can answer for another host.
+            reports.append(msgspec.structs.replace(report, host=host))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             missing[host] = f"its answer cannot be read: {error}"
     document = assemble(
         reports,

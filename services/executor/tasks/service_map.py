@@ -25,7 +25,7 @@ async def service_map(task: Task) -> Outputs:
         await task.progress(f"asking {host} for its containers")
         try:
             replies.append(await _services_of(task.bus, host))
-        except (RemitError, msgspec.DecodeError) as error:
+        except (RemitError, msgspec.DecodeError, UnicodeDecodeError) as error:
             missing[host] = str(error)
     document = assemble(replies, sorted(missing), at=now())
     await task.keep("services.json", msgspec.json.format(msgspec.json.encode(document)), "application/json")
