@@ -1,8 +1,14 @@
 """Makes any text fit to be read: colours and control characters out, length bounded, odd code points replaced."""
 
 import re
+from typing import Final
+
+from shared.redact import redact
 
 from .model import LINE_CHARS_MAX
+
+CUT_MARGIN_CHARS: Final = 2_100  # longer than any secret without an end that the redaction would know
+CUT_MARK: Final = " …(cut)"
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]{0,1000}(?:\x07|\x1b\\)?|[@-Z\\-_])|\x9b[0-?]*[ -/]*[@-~]")
 # Tab and newline stay. Bidirectional overrides go too: they make a line read differently from what it says.
@@ -24,12 +30,24 @@ def clean(text: str) -> str:
     return _CONTROL.sub("", text)
 
 
-def cut(text: str) -> tuple[str, int]:
-    """The text at most `LINE_CHARS_MAX` characters long, and how many characters were cut."""
-    over = len(text) - LINE_CHARS_MAX
-    if over <= 0:
-        return text, 0
-    return text[:LINE_CHARS_MAX], over
+def cut(text: str) -> str:
+    """The front of a text over `LINE_CHARS_MAX`, redacted, and shorter than that.
+
+    A cut may go through a secret and leave a part that no pattern knows, so what stands near the cut goes too.
+    """
+    return redact(text[:LINE_CHARS_MAX])[:-CUT_MARGIN_CHARS] + CUT_MARK
+
+
+def shorten(text: str, chars_max: int) -> str:
+    """The text's first words within `chars_max`; a word is never shown in part, for the same reason."""
+    if len(text) <= chars_max:
+        return text
+    return text[:chars_max].rpartition(" ")[0] or "<*>"
+
+
+def sample(text: str, chars_max: int) -> str:
+    """At most `chars_max` characters of a line, redacted before it is cut."""
+    return text if len(text) <= chars_max else redact(text)[:chars_max]
 
 
 def is_noise(text: str) -> bool:

@@ -23,6 +23,7 @@ from .model import (
 )
 from .tally import Sample, Tally
 
+MERGED_SHAPES_MAX: Final = 50
 _ORDER: Final = {name: i for i, name in enumerate(SEVERITIES)}
 
 
@@ -40,6 +41,14 @@ class Account:
         self.merged_shapes: dict[str, list[str]] = {}
         self.scale = ""
         self.off_scale = False
+
+    def merged(self, template: str, shape: str) -> None:
+        """Remembers what a template was merged from, bounded: it only serves to recognise it next time."""
+        into = self.merged_shapes.setdefault(template, [])
+        before = self.merged_shapes.pop(shape, [])  # a template of an earlier merge, merged further
+        if len(into) < MERGED_SHAPES_MAX:
+            into.append(shape)
+            into += before[: MERGED_SHAPES_MAX - len(into)]
 
     def on_scale(self, scale: str) -> bool:
         """True when this stamp can be compared with those before it: the first scale of a source is its scale."""
@@ -60,7 +69,7 @@ def report(account: Account, tallies: dict[str, Tally], bucket_s: int) -> Source
     stamped = [t for t in tallies.values() if t.first_s is not None and t.last_s is not None]
     first_s = min((t.first_s for t in stamped if t.first_s is not None), default=None)
     last_s = max((t.last_s for t in stamped if t.last_s is not None), default=None)
-    texts = {shape: redact(shape[:TEMPLATE_CHARS_MAX]) for shape in tallies}
+    texts = {shape: redact(shape)[:TEMPLATE_CHARS_MAX] for shape in tallies}
     ranked = sorted(tallies.items(), key=lambda kv: (_worst(kv[1]), -kv[1].count, kv[0]))
     window = (first_s // bucket_s, last_s // bucket_s) if first_s is not None and last_s is not None else None
     templates = [
@@ -102,8 +111,8 @@ def _template(
         count=tally.count,
         by_severity=by_severity,
         new=_is_new(account, text, shape),
-        exception=redact(tally.exception[:200]),
-        component=redact(tally.component[:200]),
+        exception=redact(tally.exception)[:200],
+        component=redact(tally.component)[:200],
         first_seen=_shown(account, tally.first_s),
         last_seen=_shown(account, tally.last_s),
         bursts=bursts,
@@ -124,7 +133,7 @@ def _is_new(account: Account, text: str, shape: str) -> bool:
     if known is None or template_id(text) in known:
         return False
     for member in account.merged_shapes.get(shape, ()):
-        if template_id(redact(member[:TEMPLATE_CHARS_MAX])) in known:
+        if template_id(redact(member)[:TEMPLATE_CHARS_MAX]) in known:
             return False
     # Last time other values were about, so the same statement may have been merged further than now.
     return not any(template_id(form) in known for form in wildcard_forms(text))
@@ -137,7 +146,7 @@ def _ids(account: Account, texts: dict[str, str], ranked: list[tuple[str, Tally]
         for member in account.merged_shapes.get(shape, ()):
             if len(ids) >= TEMPLATE_IDS_MAX:
                 return list(ids)
-            ids.setdefault(template_id(redact(member[:TEMPLATE_CHARS_MAX])))
+            ids.setdefault(template_id(redact(member)[:TEMPLATE_CHARS_MAX]))
     return list(ids)[:TEMPLATE_IDS_MAX]
 
 

@@ -77,7 +77,7 @@ class Trace:
         """True, and remembered, when this line (not empty, without a header) belongs to the event."""
         if not self._belongs(text):
             return False
-        self.lines += 1 + self.blanks
+        self.lines += 1
         self.blanks = 0
         self._remember(text)
         return True

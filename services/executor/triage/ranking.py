@@ -18,6 +18,7 @@ NEW_WEIGHT: Final = 25.0
 BURST_WEIGHT: Final = 20.0
 EXCEPTION_WEIGHT: Final = 10.0
 NEW_HARMLESS_MAX: Final = 5
+NEW_HARMLESS_SHARE_MAX: Final = 0.05  # what is new and most of the log is the log's new normal
 BURST_HARMLESS_LINES_MIN: Final = 50
 
 
@@ -26,8 +27,9 @@ def rank(reports: Sequence[SourceReport], *, limit: int = 20) -> list[Finding]:
     rated: list[tuple[int, float, SourceReport, Template, list[str]]] = []
     for report in reports:
         harmless_new = sum(1 for t in report.templates if t.new and t.severity not in _CLASS)
+        rare_max = max(1, int(report.events * NEW_HARMLESS_SHARE_MAX))
         for template in report.templates:
-            if template.severity in _CLASS or _of_note(template, harmless_new):
+            if template.severity in _CLASS or _of_note(template, harmless_new, rare_max):
                 score, why = _score(report, template)
                 rated.append((_CLASS.get(template.severity, 0), score, report, template, why))
     rated.sort(key=lambda r: (-r[0], -r[1], r[2].host, r[2].source, r[3].text))
@@ -42,10 +44,10 @@ def counted(reports: Sequence[SourceReport]) -> int:
     return len(rank(reports, limit=1_000_000))
 
 
-def _of_note(template: Template, harmless_new: int) -> bool:
+def _of_note(template: Template, harmless_new: int, rare_max: int) -> bool:
     if any(b.lines >= BURST_HARMLESS_LINES_MIN for b in template.bursts):
         return True
-    return template.new and harmless_new <= NEW_HARMLESS_MAX
+    return template.new and harmless_new <= NEW_HARMLESS_MAX and template.count <= rare_max
 
 
 def _score(report: SourceReport, template: Template) -> tuple[float, list[str]]:

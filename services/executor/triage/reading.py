@@ -18,6 +18,7 @@ class Reading(NamedTuple):
     component: str
     parsed: bool
     stack: str = ""
+    literal: bool = False  # the message is a template already: nothing in it is to be masked or merged
 
 
 def read(text: str) -> Reading:
@@ -48,7 +49,7 @@ def read(text: str) -> Reading:
             elif stated is None:
                 stated = "info"
             if kind == "clf" or request.end() < 200:
-                return Reading(_request(*request.groups()), stated, stamp, kind, component, True)
+                return Reading(_request(*request.groups()), stated, stamp, kind, component, True, literal=True)
     return Reading(message, stated, stamp, kind, component, parsed)
 
 
