@@ -122,6 +122,8 @@ class DockerEngine:
             self._drop()
 
     def _call(self, ask: Callable[[Any], T]) -> T:
+        if self._address.trouble:
+            raise Unavailable(self._address.trouble)
         with self._lock:
             try:
                 if self._client is None:

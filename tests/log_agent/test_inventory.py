@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from services.log_agent.docker_engine import ContainerName, DockerEngine
 from services.log_agent.engine_address import engine_address
 from services.log_agent.inventory import depends_on, safe_labels, service_info
-from shared.errors import Malformed
+from shared.errors import Unavailable
 from shared.logs import DependsOn, LinkInfo, PortInfo
 from tests.engine import engine
 
@@ -79,9 +79,14 @@ def test_the_engine_s_address_is_read_as_the_docker_cli_reads_it() -> None:
     assert engine_address({}).socket_path == "/var/run/docker.sock"
     assert engine_address({"DOCKER_HOST": "unix:///run/x.sock"}).socket_path == "/run/x.sock"
     assert engine_address({"DOCKER_HOST": "tcp://127.0.0.1:2375"}).http_url == "http://127.0.0.1:2375"
-    for bad in ("ssh://x", "npipe:////./pipe/x", "tcp://", "x"):
-        with pytest.raises(Malformed):
-            engine_address({"DOCKER_HOST": bad})
+    assert engine_address({"DOCKER_HOST": "tcp://ann:hunter22@proxy:2375"}).base_url == "tcp://proxy:2375"
+
+
+@pytest.mark.parametrize("url", ["ssh://ann@x", "npipe:////./pipe/x", "tcp://", "x", "tcp://[::1"])
+def test_an_address_that_cannot_be_spoken_is_told_to_whoever_asks_the_engine(url: str) -> None:
+    asked = DockerEngine(engine_address({"DOCKER_HOST": url}))
+    with pytest.raises(Unavailable, match="DOCKER_HOST must be"):
+        asked.names()
 
 
 @pytest.mark.docker
