@@ -49,11 +49,19 @@ _SHAPES: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
     ("jwt", re.compile(r"eyJ[\w-]{6,}+(?:\.[\w-]*+){1,4}")),
 )
 
-# The fronts of all shapes above: most text holds none, and one search is cheaper than fourteen.
-_ANY_SHAPE = re.compile(
-    r"AKIA|ASIA|AGPA|AIDA|AROA|AIPA|ANPA|ANVA|ABIA|ACCA|gh[pousr]_|github_pat_|gl[pdrcfs]\w{1,3}-|xox[a-z]|xapp-|hooks\.slack|AIza"
-    r"|ya29|GOCSPX|[sr]k_|whsec_|sk-|SG\.|npm_|pypi-|dckr_|hf_|hv[sbr]\.|dop_v|\d:AA|S[UAONXC][A-Z0-9]|eyJ"
-)
+# Most text holds no secret, and plain substring search says so ten times faster than the patterns would.
+_FRONTS: Final = (
+    "AKIA", "ASIA", "AGPA", "AIDA", "AROA", "AIPA", "ANPA", "ANVA", "ABIA", "ACCA",
+    "ghp_", "gho_", "ghu_", "ghs_", "ghr_",
+    "github_pat_", "glpat-", "gldt-", "glrt-", "glcbt-", "glptt-", "glft-", "glsoat-", "xox", "xapp-", "hooks.slack",
+    "AIza", "ya29", "GOCSPX-", "k_live_", "k_test_", "whsec_", "sk-", "SG.", "npm_", "pypi-", "dckr_pat_", "hf_",
+    "hvs.", "hvb.", "hvr.", "dop_v1_", ":AA", "SU", "SA", "SO", "SN", "SX", "SC", "eyJ",
+)  # fmt: skip
+# Every name that tells, and every word of the patterns below, holds one of these (a test says so).
+_STEMS: Final = (
+    "pass", "pw", "secret", "cred", "token", "jwt", "key", "auth", "cookie", "sess", "sig", "otp", "bearer", "hash",
+    "digest", "nonce", "salt", "seed", "code", "verif", "basic", "identified",
+)  # fmt: skip
 
 _AUTHORIZATION = re.compile(
     r"(?i)(?<![A-Za-z0-9])((?:proxy[-_])?authorization\\*+[\"']?+\s{0,8}+[:=]\s{0,8}+\\*+[\"']?+)(?!\[redacted:)"
@@ -126,10 +134,20 @@ def redact(text: str) -> str:
         text = _pem(text)
     if "://" in text and "@" in text:
         text = _URL_USER.sub(_say("url-credentials"), text)
-    if _ANY_SHAPE.search(text) is not None:
-        for kind, pattern in _SHAPES:
-            text = pattern.sub(_say(kind), text)
+    for front in _FRONTS:
+        if front in text:
+            for kind, pattern in _SHAPES:
+                text = pattern.sub(_say(kind), text)
+            break
     lower = text.lower()
+    for stem in _STEMS:
+        if stem in lower:
+            return _told(text, lower)
+    return text
+
+
+def _told(text: str, lower: str) -> str:
+    """The second and third net: what words tell."""
     if "authorization" in lower:
         text = _AUTHORIZATION.sub(_keep_front("authorization"), text)
     if "bearer" in lower:
