@@ -108,6 +108,7 @@ _SECRET_WORDS: Final = {
     "sessionid": "session", "sessid": "session", "phpsessid": "session", "jsessionid": "session",
     "sig": "signature", "otp": "password", "bearer": "token",
 }  # fmt: skip
+_GLUED: Final = ("password", "passwd", "passphrase", "secret", "apikey", "secretkey", "accesskey", "token")
 _KEY_FRONTS: Final = frozenset(
     "api access secret private signing sign encryption encrypt auth account storage client master shared service "
     "app application aws gcp azure stripe license deploy ssh gpg pgp hmac webhook host admin".split()
@@ -197,6 +198,9 @@ def secret_kind(name: str) -> str | None:
     kind = _SECRET_WORDS.get(last)
     if kind is not None:
         return kind
+    for glued in _GLUED:  # PGPASSWORD, clientsecret: words that nobody set apart
+        if last.endswith(glued):
+            return _SECRET_WORDS[glued]
     if last in ("key", "keys", "id") and len(words) > 1:
         if last == "id":
             return "session" if words[-2] == "session" else None
