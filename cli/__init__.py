@@ -1,0 +1,1 @@
+"""The `remit` command. It speaks NATS directly, so it works with no gateway."""

@@ -10,17 +10,18 @@ only when the stream has accepted the step's end: a triage that is lost is done 
 import asyncio
 import hashlib
 import logging
+from contextlib import aclosing
 
 import msgspec
 
 from services.executor.handlers import Outputs, Task
 from services.executor.tasks import llm
-from services.executor.tasks.agents import hosts_of
-from services.executor.tasks.log_lines import chunks_of, sources_of
+from services.executor.tasks.agents import AGENT_DEADLINE_S, hosts_of
 from services.executor.triage import Document, Line, SourceReport, SourceTriage, Unread, Window, document, markdown
 from shared.bus import Bus
 from shared.clock import NS_PER_S, now_ns
 from shared.errors import RemitError
+from shared.log_reading import all_sources, read_log
 from shared.logs import READ_BYTES_DEFAULT, READ_BYTES_MAX, READ_LINES_DEFAULT, READ_LINES_MAX, LogChunk, ReadRequest
 from shared.subjects import MEMORY_BUCKET
 
@@ -59,13 +60,13 @@ async def log_triage(task: Task) -> Outputs:
     unread: list[Unread] = []
     for host in hosts:
         try:
-            sources, page = await sources_of(task.bus, host)
+            found = await all_sources(task.bus, host, timeout_s=AGENT_DEADLINE_S)
         except RemitError as error:
             unread.append(Unread(host, "", error.message))
             continue
-        if page.engine_error:
-            unread.append(Unread(host, "", page.engine_error))
-        allowed = [one.source for one in sources if one.allowed]
+        if found.engine_error:
+            unread.append(Unread(host, "", found.engine_error))
+        allowed = [one.source for one in found.sources if one.allowed]
         if wanted is not None:
             allowed = [source for source in allowed if source in wanted]
         for source in allowed:
@@ -89,9 +90,10 @@ async def _read(task: Task, host: str, source: str, max_lines: int, max_bytes: i
         source=source, cursor=before.cursor if before else None, max_lines=max_lines, max_bytes=max_bytes
     )
     last = LogChunk()
-    async for chunk in chunks_of(task.bus, host, request):
-        await asyncio.to_thread(triage.feed, _lines(chunk))
-        last = chunk
+    async with aclosing(read_log(task.bus, host, request)) as chunks:
+        async for chunk in chunks:
+            await asyncio.to_thread(triage.feed, _lines(chunk))
+            last = chunk
     report = await asyncio.to_thread(triage.finish)
     notes = [*report.notes, *last.notes]
     if last.truncated:

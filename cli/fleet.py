@@ -1,0 +1,184 @@
+"""What an operator allows and adds: `remit allow` and `remit tasks`."""
+
+import hashlib
+
+import click
+import msgspec
+
+from cli.speak import common, data, ends_well, fail, nats_option, table, talk, with_bus
+from shared.allow import AllowEntry, check, normal
+from shared.bus import Bus
+from shared.catalogue import BUILT_IN
+from shared.config import Config
+from shared.errors import Malformed, NotFound
+from shared.plan import TaskSpec
+from shared.status import EXIT_USAGE
+from shared.streams import worker_queue
+from shared.subjects import CONFIG_BUCKET, allow_key, task_key, token, worker_consumer
+
+
+def entry_id(host: str, source: str) -> str:
+    """The same host and source have the same id, so allowing twice is allowing once."""
+    return hashlib.sha256(f"{host}\n{normal(source)}".encode()).hexdigest()[:10]
+
+
+async def put_entry(bus: Bus, entry: AllowEntry) -> None:
+    await bus.kv_put(CONFIG_BUCKET, allow_key(entry.id), msgspec.json.encode(check(entry)))
+
+
+async def read_entries(bus: Bus) -> list[AllowEntry]:
+    config = await Config(bus).start()
+    found = config.entries("allow.", AllowEntry)
+    await config.stop()
+    return [found[key] for key in sorted(found)]
+
+
+@click.group()
+def allow() -> None:
+    """Say which logs and containers may be read. Nothing is, until you allow it.
+
+    \b
+    remit allow add web                      the container `web`, on every host
+    remit allow add 'docker:shop-*' --host tower
+    remit allow add '/var/log/nginx/*.log'
+    remit allow ls
+    """
+
+
+@allow.command("add")
+@click.argument("source")
+@click.option("--host", default="*", help="A host's name or a glob (default: every host).")
+@click.option("--tag", "tags", multiple=True, help="A word for people; may be repeated.")
+@nats_option
+@ends_well
+def allow_add(source: str, host: str, tags: tuple[str, ...]) -> None:
+    """Allow SOURCE: a container's name, docker:NAME, or a file's /PATH; globs are fine."""
+    entry = AllowEntry(id=entry_id(host, source), host=host, source=normal(source), tags=list(tags))
+    with_bus(lambda bus: put_entry(bus, entry))
+    click.echo(entry.id)
+    talk(f"allowed {entry.source} on {'every host' if host == '*' else host}")
+
+
+@allow.command("ls")
+@common
+@ends_well
+def allow_ls(output: str) -> None:
+    """List what is allowed."""
+    entries = with_bus(read_entries)
+    rows = [msgspec.to_builtins(one) for one in entries]
+    if output == "json":
+        data(rows)
+    elif not rows:
+        talk("nothing is allowed yet; see `remit allow --help`, and `remit hosts` for what is there")
+    else:
+        table(rows, ("id", "host", "source", "enabled", "tags"))
+
+
+async def _switch(bus: Bus, one: str, enabled: bool | None) -> str:
+    """Enable, disable or (None) remove the entry with this id, or the one for this source on every host."""
+    entries = {entry.id: entry for entry in await read_entries(bus)}
+    found = entries.get(one) or entries.get(entry_id("*", one))
+    if found is None:
+        raise NotFound(f"there is no entry {one!r}; `remit allow ls` shows them")
+    if enabled is None:
+        await bus.kv_delete(CONFIG_BUCKET, allow_key(found.id))
+    else:
+        await put_entry(bus, msgspec.structs.replace(found, enabled=enabled))
+    return found.source
+
+
+@allow.command("rm")
+@click.argument("entry")
+@nats_option
+@ends_well
+def allow_rm(entry: str) -> None:
+    """Remove ENTRY (its id, or its source)."""
+    talk(f"removed {with_bus(lambda bus: _switch(bus, entry, None))}")
+
+
+@allow.command("disable")
+@click.argument("entry")
+@nats_option
+@ends_well
+def allow_disable(entry: str) -> None:
+    """Keep ENTRY and let it allow nothing for now."""
+    talk(f"disabled {with_bus(lambda bus: _switch(bus, entry, False))}")
+
+
+@allow.command("enable")
+@click.argument("entry")
+@nats_option
+@ends_well
+def allow_enable(entry: str) -> None:
+    """Let a disabled ENTRY allow again."""
+    talk(f"enabled {with_bus(lambda bus: _switch(bus, entry, True))}")
+
+
+@click.group()
+def tasks() -> None:
+    """The catalogue: what can be planned, and who performs it.
+
+    A task of your own is performed by whoever pulls from its queue, in any language: see docs/workers.md.
+    """
+
+
+@tasks.command("add")
+@click.argument("name")
+@click.option("--description", default="", help="One line for people.")
+@click.option("--keyword", "keywords", multiple=True, help="A word of a goal that leads to it; may be repeated.")
+@click.option("--timeout", "timeout_s", default=600, type=click.IntRange(1, 86_400), help="Seconds for one attempt.")
+@click.option("--attempts", "max_attempts", default=3, type=click.IntRange(1, 100), help="Attempts at most.")
+@nats_option
+@ends_well
+def tasks_add(name: str, description: str, keywords: tuple[str, ...], timeout_s: int, max_attempts: int) -> None:
+    """Put task NAME into the catalogue and make its queue `worker-NAME`."""
+    token(name, "name")
+    if BUILT_IN.task(name):
+        fail(f"{name} is a task of Remit's own and cannot be replaced", EXIT_USAGE)
+    for word in keywords:
+        if not word.isalnum():
+            raise Malformed(f"{word!r} is not one word", field="--keyword")
+    spec = TaskSpec(
+        name=name, description=description, keywords=list(keywords), timeout_s=timeout_s, max_attempts=max_attempts
+    )
+
+    async def add(bus: Bus) -> None:
+        await worker_queue(bus, name)
+        await bus.kv_put(CONFIG_BUCKET, task_key(name), msgspec.json.encode(spec))
+
+    with_bus(add)
+    talk(f"task {name} can be planned; its steps wait in the consumer {worker_consumer(name)} on EVENTS")
+
+
+@tasks.command("ls")
+@common
+@ends_well
+def tasks_ls(output: str) -> None:
+    """List the catalogue."""
+
+    async def read(bus: Bus) -> list[TaskSpec]:
+        config = await Config(bus).start()
+        await config.stop()
+        return list(config.catalogue.tasks)
+
+    rows = [msgspec.to_builtins(one) for one in with_bus(read)]
+    if output == "json":
+        data(rows)
+    else:
+        table(rows, ("name", "description", "keywords", "timeout_s"))
+
+
+@tasks.command("rm")
+@click.argument("name")
+@nats_option
+@ends_well
+def tasks_rm(name: str) -> None:
+    """Take task NAME out of the catalogue; steps that were dispatched stay in its queue."""
+
+    async def remove(bus: Bus) -> None:
+        if await bus.kv_get(CONFIG_BUCKET, task_key(name)) is None:
+            raise NotFound(f"there is no task {name!r} that was added")
+        await bus.kv_delete(CONFIG_BUCKET, task_key(name))
+
+    with_bus(remove)
+    talk(f"removed {name}")

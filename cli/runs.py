@@ -1,0 +1,204 @@
+"""What happened: `runs`, `show`, `watch`, `report`, `artifacts`, `events`, `tokens`, `hosts`."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from cli.follow import follow, summary
+from cli.speak import ask, common, data, ends_well, nats_option, status, table, talk, with_bus
+from shared.bus import Bus
+from shared.clock import rfc3339
+from shared.errors import NotFound, RemitError
+from shared.ledger import Question
+from shared.status import EXIT_OF_STATUS
+from shared.story import Story, read_story
+from shared.subjects import ARTIFACTS_BUCKET, artifact
+
+RUN = click.IntRange(1, (1 << 62) - 1)
+
+
+@click.command()
+@click.option("--status", "wanted", help="Only runs that are so.")
+@click.option("--limit", default=20, type=click.IntRange(1, 1000), help="How many, newest first.")
+@click.option("--before", type=RUN, help="Only runs before this one: the next page.")
+@common
+@ends_well
+def runs(output: str, wanted: str | None, limit: int, before: int | None) -> None:
+    """List runs, newest first."""
+    answer = with_bus(lambda bus: ask(bus, "runs", Question(status=wanted, limit=limit, before=before)))
+    if output == "json":
+        data({"runs": answer.rows, "next": answer.next})
+        return
+    for row in answer.rows:
+        row["what"] = row["goal"] or ", ".join(row["tasks"] or [])
+        row["took"] = f"{row['duration_s']:.2f} s" if row["duration_s"] is not None else None
+        row["submitted"] = row["submitted_at"][:19].replace("T", " ")
+    table(answer.rows, ("run", "status", "submitted", "took", "what"))
+    if answer.next:
+        talk(f"more: remit runs --before {answer.next}")
+
+
+@click.command()
+@click.argument("run", type=RUN)
+@common
+@ends_well
+def show(output: str, run: int) -> None:
+    """Show one run: its steps, what they found, its tokens and artifacts."""
+    story = with_bus(lambda bus: read_story(bus, run))
+    found = summary(story)
+    if output == "json":
+        data(found)
+        return
+    click.echo(f"run {run} {status(found['status'])}{': ' + found['reason'] if found['reason'] else ''}")
+    click.echo(f"goal: {found['goal'] or ', '.join(found['tasks'] or []) or '(none could be read)'}")
+    for step in found["steps"]:
+        tail = f": {step['error']}: {step['message']}" if step["error"] else ""
+        where = f" on {step['host']}" if step["host"] else ""
+        click.echo(f"  {step['id']} {status(step['status'])}{where}{tail}")
+        for name, value in step["outputs"].items():
+            click.echo(f"    {name}: {_short(value)}")
+    tokens = story.run.tokens
+    unknown = f", {tokens.unknown_calls} calls unknown" if tokens.unknown_calls else ""
+    click.echo(f"tokens: {tokens.input} in, {tokens.output} out{unknown}")
+    for one in found["artifacts"]:
+        click.echo(f"artifact {one.name} ({one.size_bytes} bytes, sha256 {one.sha256[:12]}…)")
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+@click.command()
+@click.argument("run", type=RUN)
+@common
+@ends_well
+def watch(output: str, run: int) -> None:
+    """Follow a run to its end; the exit code is its status."""
+    ended = with_bus(lambda bus: follow(bus, run, quiet=output == "json"))
+    if output == "json":
+        data(ended)
+    raise SystemExit(EXIT_OF_STATUS[ended["status"]])
+
+
+@click.command()
+@click.argument("run", type=RUN)
+@nats_option
+@ends_well
+def report(run: int) -> None:
+    """Print the report (report.md) of a run."""
+    click.echo(with_bus(lambda bus: read_artifact(bus, run, "report.md")), nl=False)
+
+
+@click.command()
+@click.argument("run", type=RUN)
+@click.argument("name", required=False)
+@click.option("--to", type=click.Path(path_type=Path), help="Write to this file instead of stdout.")
+@common
+@ends_well
+def artifacts(output: str, run: int, name: str | None, to: Path | None) -> None:
+    """List what a run left behind, or get one of them by NAME."""
+    if name is None:
+        story = with_bus(lambda bus: read_story(bus, run))
+        rows = [{"step": step, **msgspec.to_builtins(one)} for step, one in story.artifacts()]
+        if output == "json":
+            data({"run": run, "artifacts": rows})
+        else:
+            table(rows, ("name", "size_bytes", "media_type", "step", "sha256"))
+        return
+    content = with_bus(lambda bus: read_artifact(bus, run, name))
+    if to:
+        to.write_bytes(content)
+        talk(f"wrote {to}")
+    else:
+        click.echo(content, nl=False)
+
+
+async def read_artifact(bus: Bus, run: int, name: str) -> bytes:
+    """The bytes of an artifact that the run has announced, checked against the announcement by their digest."""
+    story: Story = await read_story(bus, run)
+    if all(one.name != name for _, one in story.artifacts()):
+        known = ", ".join(one.name for _, one in story.artifacts()) or "none"
+        raise NotFound(f"run {run} ({story.run.status}) has no artifact {name}; it has: {known}")
+    with tempfile.TemporaryDirectory() as folder:
+        into = Path(folder) / "artifact"
+        await bus.object_get(ARTIFACTS_BUCKET, artifact(run, name), into)
+        return into.read_bytes()
+
+
+@click.command()
+@click.argument("run", type=RUN)
+@common
+@ends_well
+def events(output: str, run: int) -> None:
+    """Print every event of a run, from the stream itself."""
+    story = with_bus(lambda bus: read_story(bus, run))
+    rows = [
+        {
+            "seq": told.event.seq,
+            "at": rfc3339(told.event.at_ns),
+            "subject": told.subject,
+            "applied": not told.note,
+            "note": told.note or None,
+            "data": _json(told.data),
+        }
+        for told in story.told
+    ]
+    if output == "json":
+        data(rows)
+        return
+    for row in rows:
+        row["time"] = str(row["at"])[11:23]
+    table(rows, ("seq", "time", "subject", "note"))
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return content.decode(errors="replace")
+
+
+@click.command()
+@common
+@ends_well
+def tokens(output: str) -> None:
+    """Show what language models' calls used, by day and model."""
+    answer = with_bus(lambda bus: ask(bus, "tokens", Question(limit=1000)))
+    if output == "json":
+        data({"total": answer.more["total"], "rows": answer.rows})
+        return
+    table(answer.rows, ("day", "model", "calls", "unknown_calls", "input_tokens", "output_tokens"))
+    total = answer.more["total"]
+    unknown = f" ({total['unknown_calls']} of unknown usage)" if total["unknown_calls"] else ""
+    talk(f"{total['calls']} calls{unknown}: {total['input_tokens']} tokens in, {total['output_tokens']} out")
+
+
+@click.command()
+@common
+@ends_well
+def hosts(output: str) -> None:
+    """List the hosts whose agents answer now, and those that have worked."""
+
+    async def find(bus: Bus) -> list[dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for service in ("gpu", "logs"):
+            for info in await bus.discover(service):
+                name = info.get("metadata", {}).get("host", "")
+                if name:
+                    found.setdefault(name, {"host": name, "agents": []})["agents"].append(service)
+        try:
+            for row in (await ask(bus, "hosts")).rows:
+                found.setdefault(row["host"], {"host": row["host"], "agents": []}).update(row)
+        except RemitError as error:  # agents are shown without a registry, too
+            talk(f"without what hosts have worked: {error}")
+        return [found[name] for name in sorted(found)]
+
+    rows = with_bus(find)
+    if output == "json":
+        data(rows)
+    else:
+        table(rows, ("host", "agents", "steps", "failed", "last_at"))

@@ -1,0 +1,147 @@
+"""How the command speaks: data on stdout, talk on stderr, an exit code that scripts can branch on."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from functools import wraps
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import click
+import msgspec
+
+from shared.bus import Bus, connect
+from shared.config import nats_url
+from shared.errors import Malformed, NotFound, RemitError, Unavailable
+from shared.ledger import Answer, Question
+from shared.status import EXIT_FAILED, EXIT_NOT_FOUND, EXIT_UNREACHABLE, EXIT_USAGE
+from shared.subjects import registry
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+STATUS_COLOURS = {
+    "succeeded": "green",
+    "failed": "red",
+    "rejected": "red",
+    "timed_out": "red",
+    "budget_exhausted": "red",
+    "cancelled": "yellow",
+    "rolled_back": "yellow",
+    "skipped": "yellow",
+    "running": "cyan",
+    "queued": "blue",
+    "pending": "blue",
+}
+
+
+def talk(text: str = "", *, end: str = "\n") -> None:
+    """Say something to the person; never part of the data."""
+    click.echo(text, err=True, nl=end == "\n")
+
+
+def status(word: str) -> str:
+    return click.style(word, fg=STATUS_COLOURS.get(word))
+
+
+def data(value: Any) -> None:
+    """Print a value as JSON."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value)).decode())
+
+
+def table(rows: Iterable[dict[str, Any]], columns: Sequence[str], *, titles: dict[str, str] | None = None) -> None:
+    """Print rows under their titles; what is null is an empty cell, and no cell breaks its line."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column((titles or {}).get(column, column.replace("_", " ")), overflow="fold")
+    for row in rows:
+        cells = []
+        for column in columns:
+            value = row.get(column)
+            text = "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            cells.append(Text(" ".join(text.split()), style=STATUS_COLOURS.get(text, "") if column == "status" else ""))
+        made.add_row(*cells)
+    width = None if sys.stdout.isatty() else 200  # a pipe gets whole lines, not an imagined terminal's
+    Console(width=width, highlight=False).print(made)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    talk(click.style("remit: ", fg="red") + message)
+    raise SystemExit(code)
+
+
+def ends_well(code: Callable[P, T]) -> Callable[P, T]:
+    """Errors that a person can act on become one line and an exit code."""
+
+    @wraps(code)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return code(*args, **kwargs)
+        except Unavailable as error:
+            fail(error.message, EXIT_UNREACHABLE)
+        except NotFound as error:
+            fail(error.message, EXIT_NOT_FOUND)
+        except Malformed as error:
+            fail(f"{error.field}: {error.message}" if error.field else error.message, EXIT_USAGE)
+        except RemitError as error:
+            fail(error.message, EXIT_FAILED)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `remit events 1 | head`
+            raise SystemExit(0) from None
+
+    return run
+
+
+def with_bus(action: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:
+    """Run `action` with a connection, closed afterwards."""
+
+    async def main() -> T:
+        bus = await connect(nats_url(), "remit-cli", credentials=os.environ.get("REMIT_NATS_CREDS"))
+        try:
+            return await action(bus)
+        finally:
+            await bus.close()
+
+    try:
+        return asyncio.run(main())
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+async def ask(bus: Bus, name: str, question: Question | None = None) -> Answer:
+    """Ask the registry; its error is ours."""
+    request: Awaitable[bytes] = bus.request(registry(name), msgspec.json.encode(question or Question()), timeout_s=10)
+    try:
+        answer = msgspec.json.decode(await request, type=Answer)
+    except Unavailable as error:
+        raise Unavailable(f"the registry does not answer ({error.message}); is `remit up` running?") from error
+    if answer.error is not None:
+        raise Malformed(answer.error, field=answer.field) if answer.field else RemitError(answer.error)
+    return answer
+
+
+def common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every command that speaks to NATS and prints data."""
+    command = click.option(
+        "-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print the data."
+    )(command)
+    return nats_option(command)
+
+
+def nats_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    def remember(_context: click.Context, _option: click.Parameter, value: str | None) -> None:
+        if value:
+            os.environ["REMIT_NATS_URL"] = value
+
+    return click.option(
+        "--nats",
+        metavar="URL",
+        callback=remember,
+        expose_value=False,
+        is_eager=True,
+        help="The NATS to speak to (default: REMIT_NATS_URL, or nats://127.0.0.1:4222).",
+    )(command)
