@@ -59,7 +59,7 @@ class Keeper:
         path = self.logs / f"{name}.log"
         if path.exists() and path.stat().st_size > LOG_BYTES_MAX:
             path.replace(path.with_suffix(".log.1"))
-        with path.open("ab") as log:  # noqa: ASYNC230
+        with path.open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 *argv,
                 stdin=asyncio.subprocess.DEVNULL,

@@ -15,9 +15,7 @@ RunStatus = Literal[
     "budget_exhausted",
     "rolled_back",
 ]
-StepStatus = Literal[
-    "pending", "awaiting_approval", "running", "succeeded", "failed", "skipped", "cancelled"
-]
+StepStatus = Literal["pending", "awaiting_approval", "running", "succeeded", "failed", "skipped", "cancelled"]
 
 RUN_ENDS: frozenset[RunStatus] = frozenset(
     ("succeeded", "failed", "cancelled", "rejected", "timed_out", "budget_exhausted", "rolled_back")

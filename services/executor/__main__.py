@@ -47,8 +47,8 @@ async def decide(stop: asyncio.Event) -> None:
 
 async def work(stop: asyncio.Event) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed decider takes its worker along
-    if os.getppid() == 1:
-        return
+    if os.getppid() != int(os.environ.get("REMIT_DECIDER_PID", os.getppid())):
+        return  # it died before the line above
     bus = await process.connected("worker")
     worker = Worker(bus, await Appender(bus).start(), host_name(), HANDLERS, SLOTS, {"noop": noop, "fail": fail})
     await worker.start()
@@ -60,7 +60,13 @@ async def work(stop: asyncio.Event) -> None:
 async def keep_worker(stop: asyncio.Event) -> None:
     """A worker process, as long as this one runs."""
     while not stop.is_set():
-        child = await asyncio.create_subprocess_exec(sys.executable, "-m", "services.executor", "--work")
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "services.executor",
+            "--work",
+            env={**os.environ, "REMIT_DECIDER_PID": str(os.getpid())},
+        )
         ended = asyncio.create_task(child.wait())
         asked = asyncio.create_task(stop.wait())
         await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,0 +1,91 @@
+"""The whole of the `remit` command on one screen; a command's module is imported when it is asked for."""
+
+import importlib
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+
+# verb -> (module, attribute)
+COMMANDS = {
+    "demo": ("cli.demo", "demo"),
+    "up": ("cli.stack", "up"),
+    "doctor": ("cli.doctor", "doctor"),
+    "plan": ("cli.goals", "plan"),
+    "submit": ("cli.goals", "submit"),
+    "runs": ("cli.runs", "runs"),
+    "show": ("cli.runs", "show"),
+    "watch": ("cli.runs", "watch"),
+    "report": ("cli.runs", "report"),
+    "artifacts": ("cli.runs", "artifacts"),
+    "events": ("cli.runs", "events"),
+    "tokens": ("cli.runs", "tokens"),
+    "hosts": ("cli.runs", "hosts"),
+    "allow": ("cli.fleet", "allow"),
+    "tasks": ("cli.fleet", "tasks"),
+    "rebuild": ("cli.ledger", "rebuild"),
+    "bench": ("cli.bench", "bench"),
+    "test": ("cli.__main__", "test"),
+}
+SERVICES = ("planner", "executor", "registry", "gateway", "gpu-agent", "log-agent")
+
+
+class Lazy(click.Group):
+    """Imports a command's module only when it is used: `remit --help` takes a tenth of a second."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*COMMANDS, *SERVICES]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in COMMANDS:
+            module, attribute = COMMANDS[cmd_name]
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+            return command
+        if cmd_name in SERVICES:
+            from cli.stack import service_commands
+
+            return next(one for one in service_commands() if one.name == cmd_name)
+        return None
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(version("remit"), "--version", prog_name="remit")
+def main() -> None:
+    """Remit runs what operators ask for, within what they allow, and can prove what happened.
+
+    \b
+    First steps:
+      remit demo                              the main job, once, on this machine
+      remit up                                the whole stack, until Ctrl-C
+      remit allow add web                     let the logs of container `web` be read
+      remit submit "check logs and GPU" --wait
+      remit runs                              what ran
+
+    Data goes to stdout, talk to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 rejected or cancelled,
+    5 unreachable, 6 not found, 7 a budget ended.
+    """
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--chaos", is_flag=True, help="The long chaos suite instead.")
+@click.argument("rest", nargs=-1, type=click.UNPROCESSED)
+def test(chaos: bool, rest: tuple[str, ...]) -> None:
+    """Run the checks of a checkout: ruff, mypy, pytest. Further arguments go to pytest."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "tests").is_dir():
+        raise click.UsageError("the tests are in a checkout, not in an installed package")
+    os.chdir(root)
+    code = 0
+    if not rest and not chaos:
+        for argv in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
+            code |= subprocess.run([sys.executable, "-m", *argv]).returncode
+    marks = ["-m", "chaos"] if chaos else []
+    tests = subprocess.run([sys.executable, "-m", "pytest", *marks, *rest]).returncode
+    raise SystemExit(tests or code)
+
+
+if __name__ == "__main__":
+    main(prog_name="remit")

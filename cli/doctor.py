@@ -1,0 +1,76 @@
+"""`remit doctor`: what works here, what does not, and the way out of each."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+
+import click
+
+from cli.keeper import nats_server
+from cli.speak import ask, common, data, ends_well
+from shared.bus import bare, connect
+from shared.config import data_dir, nats_url
+from shared.errors import RemitError
+from shared.streams import last_seq
+
+Check = tuple[str, str, str]  # what, "ok" | "missing" | "failing", the rest for a person
+
+
+@click.command()
+@common
+@ends_well
+def doctor(output: str) -> None:
+    """Check this machine and the running stack; exit code 1 when something is failing."""
+    checks = asyncio.run(_checks())
+    if output == "json":
+        data([{"what": what, "state": state, "detail": detail} for what, state, detail in checks])
+    else:
+        for what, state, detail in checks:
+            colour = {"ok": "green", "missing": "yellow", "failing": "red"}[state]
+            click.echo(f"{click.style(state.ljust(8), fg=colour)}{what}: {detail}")
+    raise SystemExit(any(state == "failing" for _, state, _ in checks))
+
+
+async def _checks() -> list[Check]:
+    found: list[Check] = [("python", "ok", f"{sys.version.split()[0]} at {sys.executable}")]
+    try:
+        found.append(("nats-server", "ok", nats_server()))
+    except RemitError as error:
+        found.append(("nats-server", "failing", error.message))
+    where = data_dir()
+    nearest = next(one for one in (where, *where.parents) if one.exists())
+    writable = os.access(nearest, os.W_OK)
+    found.append(("data", "ok" if writable else "failing", f"{where}{'' if writable else ' cannot be written'}"))
+    try:
+        bus = await connect(nats_url(), "remit-doctor")
+    except RemitError as error:
+        return [*found, ("NATS", "missing", error.message)]
+    found.append(("NATS", "ok", f"{bare(nats_url())}: {bus.server}"))
+
+    async def agents(service: str) -> str:
+        hosts = [info.get("metadata", {}).get("host", "?") for info in await bus.discover(service)]
+        if not hosts:
+            raise RemitError("none answers")
+        return ", ".join(sorted(hosts))
+
+    async def stream() -> str:
+        return f"{await last_seq(bus)} events"
+
+    async def registry() -> str:
+        answer = await ask(bus, "status")
+        return f"{answer.more['behind_events']} events behind, {answer.more['unreadable']} unreadable"
+
+    questions: tuple[tuple[str, Callable[[], Awaitable[str]]], ...] = (
+        ("stream EVENTS", stream),
+        ("registry", registry),
+        ("log agents", lambda: agents("logs")),
+        ("GPU agents", lambda: agents("gpu")),
+    )
+    for what, question in questions:
+        try:
+            found.append((what, "ok", await question()))
+        except RemitError as error:
+            found.append((what, "failing", error.message))
+    await bus.close()
+    return found

@@ -1,0 +1,147 @@
+"""`remit up`, and one service alone: `remit planner`, `remit executor`, …"""
+
+import asyncio
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from cli.keeper import SERVICES, Keeper, module, until_ready
+from cli.speak import ends_well, nats_option, talk
+from shared.bus import bare, connect
+from shared.config import HTTP_DEFAULT, data_dir, host_name
+from shared.errors import RemitError
+
+NATS_PORT = 4222
+HTTP_PORT = int(HTTP_DEFAULT.rsplit(":", 1)[1])
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Hold a data directory: two stacks on one store would ruin it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RemitError(f"another `remit up` or `remit demo` runs on {directory}") from None
+        yield
+
+
+@click.command()
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where everything is kept (default: XDG state).")
+@click.option("--nats", help="Use the NATS at this URL instead of starting one.")
+@click.option("--nats-port", default=NATS_PORT, type=click.IntRange(0, 65535), help="0: any free one.")
+@click.option("--http-port", default=HTTP_PORT, type=click.IntRange(0, 65535), help="0: any free one.")
+@click.option("--host", help="This host's name in Remit (default: the machine's).")
+@click.option("--replicas", default=1, type=click.IntRange(1, 5), help="Of each stream, on a NATS cluster.")
+@ends_well
+def up(
+    data_dir: Path | None, nats: str | None, nats_port: int, http_port: int, host: str | None, replicas: int
+) -> None:
+    """Run the whole stack in the foreground until Ctrl-C.
+
+    One process a service, started again when it dies; Ctrl-C lets what runs finish.
+    """
+    where = _directory(data_dir)
+    with held(where):
+        raise SystemExit(asyncio.run(_up(where, nats, nats_port, http_port, host or host_name(), replicas)))
+
+
+def _directory(given: Path | None) -> Path:
+    return (given or data_dir()).absolute()
+
+
+def environment(url: str, where: Path, host: str, http_port: int, replicas: int = 1) -> dict[str, str]:
+    """What every service of a stack is told."""
+    return {
+        "REMIT_NATS_URL": url,
+        "REMIT_DATA_DIR": str(where),
+        "REMIT_HOST": host,
+        "REMIT_HTTP": f"127.0.0.1:{http_port}",
+        "REMIT_HTTP_PORT_FILE": str(where / "http.port"),
+        "REMIT_REPLICAS": str(replicas),
+    }
+
+
+async def _up(where: Path, nats: str | None, nats_port: int, http_port: int, host: str, replicas: int) -> int:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    keeper = Keeper(where, talk)
+    try:
+        if nats:
+            await (await connect(nats, "remit-up")).close()
+            url = nats
+        else:
+            url = await keeper.start_nats(nats_port)
+        talk(f"NATS {bare(url)}{'' if not nats else ' (not ours)'}")
+        (where / "http.port").unlink(missing_ok=True)
+        await keeper.start_services(SERVICES, environment(url, where, host, http_port, replicas))
+        ready = asyncio.create_task(until_ready(url, SERVICES))
+        asked = asyncio.create_task(stop.wait())
+        await asyncio.wait({ready, asked}, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set():
+            await (await ready).close()
+            port = await http_port_of(where)
+            talk(f"HTTP http://127.0.0.1:{port}")
+            talk(f"host {host}, data and logs under {where}")
+            talk('ready; try: remit submit "check logs and GPU" --wait   (Ctrl-C ends it all)')
+        await asked
+        talk("draining")
+    finally:
+        await keeper.stop()
+    return 0
+
+
+async def http_port_of(where: Path, patience_s: float = 20.0) -> int:
+    """The port that the gateway says it listens on."""
+    end_s = asyncio.get_running_loop().time() + patience_s
+    while True:
+        try:
+            return int((where / "http.port").read_text())
+        except (OSError, ValueError):
+            if asyncio.get_running_loop().time() > end_s:
+                raise RemitError(f"the gateway does not listen; see {where / 'logs' / 'gateway.log'}") from None
+            await asyncio.sleep(0.05)
+
+
+_HELP = {
+    "planner": "Run the planner alone: goals in, plans out.",
+    "executor": "Run an executor alone: decides and performs tasks. Any number may run, anywhere.",
+    "registry": "Run the registry alone: every event into DuckDB under --data-dir.",
+    "gateway": "Run the HTTP gateway alone.",
+    "gpu-agent": "Run this host's GPU agent alone.",
+    "log-agent": "Run this host's log agent alone.",
+}
+
+
+def service_commands() -> Sequence[click.Command]:
+    """One command a service; the process becomes the service."""
+    return [_service(name) for name in SERVICES]
+
+
+def _service(name: str) -> click.Command:
+    @click.command(name, help=_HELP[name])
+    @click.option("--host", help="This host's name in Remit (default: the machine's).")
+    @click.option("--data-dir", type=click.Path(path_type=Path), help="Where files are kept (default: XDG state).")
+    @click.option("--http", metavar="HOST:PORT", help=f"Where the gateway listens (default: {HTTP_DEFAULT}).")
+    @click.option("--replicas", type=click.IntRange(1, 5), help="Of each stream that has to be made.")
+    @nats_option
+    def run(host: str | None, data_dir: Path | None, http: str | None, replicas: int | None) -> None:
+        for variable, value in (
+            ("REMIT_HOST", host),
+            ("REMIT_DATA_DIR", str(data_dir.absolute()) if data_dir else None),
+            ("REMIT_HTTP", http),
+            ("REMIT_REPLICAS", str(replicas) if replicas else None),
+        ):
+            if value:
+                os.environ[variable] = value
+        os.execv(sys.executable, [sys.executable, "-m", module(name)])
+
+    return run
