@@ -238,7 +238,7 @@ def _fields(head: str, at: int, stamp: str, kind: str, level: str = "") -> Heade
                 if found is not None:
                     level, at = found["level"], found.end()
                     continue
-            if host_open and not level:
+            if host_open and (not level or kind == "syslog"):
                 found = _HOST_PROC.match(head, at)
                 if found is not None and found["proc"] in _LEVEL_WORDS:
                     level, at = found["proc"], found.end()

@@ -38,13 +38,13 @@ class SourceTriage:
         for line in lines:
             account.lines_read += 1
             text = clean(line.text)
-            if len(text) > LINE_CHARS_MAX:
-                text = cut(text)
-                account.cut += 1
             current = self._open.get(line.stream)
             if not text or text.isspace():
                 self._blank(current)
                 continue
+            if len(text) > LINE_CHARS_MAX:
+                text = cut(text)
+                account.cut += 1
             if current is not None and text[0] in " \t" and self._folded(current, text):
                 continue
             reading = read(text)
