@@ -148,6 +148,14 @@ class Keeper:
             self._tell(f"{service} ended ({code}); starting it again (log: {self.logs / (service + '.log')})")
             await asyncio.sleep(pause_s)
 
+    async def stop_services(self) -> None:
+        """Let the services drain and end; NATS stays."""
+        self._stopping = True
+        alive = [child for child in self._children.values() if child.returncode is None]
+        for child in alive:
+            child.terminate()
+        await self._end(alive, DRAIN_S)
+
     def pids(self) -> dict[str, int]:
         """The process ids of what runs now, NATS included."""
         found = {name: child.pid for name, child in self._children.items() if child.returncode is None}
@@ -157,11 +165,7 @@ class Keeper:
 
     async def stop(self) -> None:
         """Let the services drain, then end NATS; what does not end in time is killed."""
-        self._stopping = True
-        alive = [child for child in self._children.values() if child.returncode is None]
-        for child in alive:
-            child.terminate()
-        await self._end(alive, DRAIN_S)
+        await self.stop_services()
         if self._nats is not None and self._nats.returncode is None:
             self._nats.send_signal(signal.SIGTERM)
             await self._end([self._nats], DRAIN_S)

@@ -1,0 +1,113 @@
+"""`remit bench fold`: a stream of real shape, folded into a fresh file by one process on one core."""
+
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.runs import GOAL, SERVICES
+from cli.keeper import Keeper, until_ready
+from cli.stack import environment
+from shared.append import Appender
+from shared.bus import Bus
+from shared.pull import Reader
+from shared.story import read_story
+from shared.streams import last_seq
+from shared.subjects import EVENTS, goal_submitted
+
+INTERLEAVED = 256  # runs under way at a time in the made stream, as in `bench runs`
+
+
+async def run(events: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Make a stream of about `events` events, rebuild from it, and read it bare for comparison."""
+    with tempfile.TemporaryDirectory(prefix="remit-bench-") as folder:
+        where = Path(folder)
+        keeper = Keeper(where, tell)
+        try:
+            url = await keeper.start_nats(0)
+            variables = {**environment(url, where, "bench", 0), "REMIT_LOG_LEVEL": "warning"}
+            await keeper.start_services(SERVICES, variables)
+            bus = await until_ready(url, SERVICES)
+            appender = await Appender(bus).start()
+            run_id = await appender.append(goal_submitted(), GOAL, headers=None)
+            while not (story := await read_story(bus, run_id)).run.ended:
+                await asyncio.sleep(0.05)
+            await keeper.stop_services()
+            tell(f"making a stream of {events} events")
+            await _copies(bus, appender, [(told.subject, told.data) for told in story.told], events, tell)
+            last = await last_seq(bus)
+            tell("reading it bare")
+            bare_s = await _read_bare(bus, last)
+            tell("folding it")
+            rebuilt_s = await _rebuild(variables, tell)
+            await bus.close()
+            return {
+                "events": last,
+                "fold_events_s": round(last / rebuilt_s, 1),
+                "bare_read_events_s": round(last / bare_s, 1),
+                "ratio": round(bare_s / rebuilt_s, 3),
+                "seconds": round(rebuilt_s, 2),
+                "file_bytes": (where / "ledger.duckdb").stat().st_size,
+            }
+        finally:
+            await keeper.stop()
+
+
+async def _copies(
+    bus: Bus, appender: Appender, told: list[tuple[str, bytes]], events: int, tell: Callable[[str], None]
+) -> None:
+    """Many runs shaped as the one that was told, each with subjects of its own, interleaved as under load."""
+    made = await last_seq(bus)
+    while made < events:
+        runs = [made + 1 + i for i in range(INTERLEAVED)]
+        for subject, data in told:
+            for run_id in runs:
+                parts = subject.split(".")
+                if len(parts) > 2:
+                    parts[2] = str(run_id)
+                await appender.say(".".join(parts), data, headers=None)
+        made += len(told) * INTERLEAVED
+        await appender.drain(60)
+        if made // 100_000 != (made - len(told) * INTERLEAVED) // 100_000:
+            tell(f"  {made} of {events}")
+
+
+async def _read_bare(bus: Bus, last: int) -> float:
+    over = asyncio.Event()
+
+    def on_message(_subject: str, seq: int, _at_ns: int, _data: bytes) -> None:
+        if seq >= last:
+            over.set()
+
+    began_s = time.perf_counter()
+    reader = await Reader(bus, EVENTS, on_message, batch=8192).start()
+    await over.wait()
+    took_s = time.perf_counter() - began_s
+    await reader.stop()
+    return took_s
+
+
+async def _rebuild(variables: dict[str, str], tell: Callable[[str], None]) -> float:
+    """Seconds that the registry's own rebuild takes as a process bound to one core, its start included."""
+    began_s = time.perf_counter()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "services.registry",
+        "--rebuild",
+        env={**os.environ, **variables},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    os.sched_setaffinity(process.pid, {max(os.sched_getaffinity(0))})
+    out, _ = await process.communicate()
+    took_s = time.perf_counter() - began_s
+    last = msgspec.json.decode(out.splitlines()[-1])
+    assert last.get("done"), out
+    tell(f"  {last['after']}")
+    return took_s

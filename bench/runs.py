@@ -1,0 +1,117 @@
+"""`remit bench runs`: Remit beside the NATS floor, in one go, through the same server.
+
+Rounds of floor and Remit alternate, so that a noisy neighbour meets both. Every Remit service is a real process, and
+every event also lands in DuckDB before the measurement ends.
+"""
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.floor import STREAM, Sizes
+from bench.load import Client, measured
+from cli.keeper import Keeper, until_ready
+from cli.speak import ask
+from cli.stack import environment
+from shared.append import Appender
+from shared.bus import Bus
+from shared.ledger import Question
+from shared.story import read_story
+from shared.streams import last_seq
+from shared.subjects import EVENTS, goal_submitted
+
+SERVICES = ("planner", "executor", "registry")
+GOAL = b'{"tasks":["noop","noop","noop"]}'
+ROUNDS = 2
+WARM_S = 1.0
+
+
+async def run(seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Measure for about `seconds` each; the figures by name."""
+    with tempfile.TemporaryDirectory(prefix="remit-bench-") as folder:
+        where = Path(folder)
+        keeper = Keeper(where, tell)
+        roles: list[asyncio.subprocess.Process] = []
+        try:
+            url = await keeper.start_nats(0)
+            await keeper.start_services(SERVICES, {**environment(url, where, "bench", 0), "REMIT_LOG_LEVEL": "warning"})
+            bus = await until_ready(url, SERVICES)
+            appender = await Appender(bus).start()
+            sizes = await _sizes(bus, appender)
+            await bus.api(
+                f"STREAM.CREATE.{STREAM}",
+                {"name": STREAM, "subjects": ["floorgoal.>", "floorplan.>", "floorstep.>"], "storage": "file"},
+            )
+            for role in ("planner", "executor", "worker"):
+                argv = (sys.executable, "-m", "bench.floor", url, role, msgspec.json.encode(sizes).decode())
+                roles.append(await asyncio.create_subprocess_exec(*argv))
+            figures = await _measure(bus, appender, sizes, seconds, tell)
+            await bus.close()
+            return figures
+        finally:
+            for process in roles:
+                process.terminate()
+                await process.wait()
+            await keeper.stop()
+
+
+async def _sizes(bus: Bus, appender: Appender) -> Sizes:
+    """Run one goal and see how long Remit's payloads are, so that the floor's are as long."""
+    run_id = await appender.append(goal_submitted(), GOAL, headers=None)
+    while not (story := await read_story(bus, run_id)).run.ended:
+        await asyncio.sleep(0.05)
+    length = {told.event.kind: len(told.data) for told in story.told}
+    return Sizes(length["goal.submitted"], length["plan.created"], length["step.dispatched"], length["step.completed"])
+
+
+async def _measure(
+    bus: Bus, appender: Appender, sizes: Sizes, seconds: float, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    floor = await Client(
+        bus, appender, STREAM, "floorgoal.submitted", b"g" * sizes.goal, "floorstep.completed.*.noop-3.1"
+    ).start(1)
+    remit = await Client(bus, appender, EVENTS, goal_submitted(), GOAL, "run.completed.>").start(
+        await last_seq(bus) + 1
+    )
+    tell("warming up")
+    await floor.saturated(WARM_S)
+    await remit.saturated(WARM_S)
+    floor_rounds, remit_rounds, folded, fold_s = [], [], 0, 0.0
+    for number in range(1, ROUNDS + 1):
+        tell(f"round {number} of {ROUNDS}: the floor")
+        floor_rounds.append(await floor.saturated(seconds / ROUNDS))
+        tell(f"round {number} of {ROUNDS}: Remit")
+        await ask(bus, "status", Question(min_seq=await last_seq(bus)))
+        before, began_s = await last_seq(bus), time.perf_counter()
+        remit_rounds.append(await remit.saturated(seconds / ROUNDS))
+        end = await last_seq(bus)
+        await ask(bus, "status", Question(min_seq=end))
+        folded, fold_s = folded + end - before, fold_s + time.perf_counter() - began_s
+    tell("one at a time")
+    floor_ms, remit_ms = [], []
+    for _ in range(4):  # alternating, for the same reason
+        floor_ms += await floor.alone(50)
+        remit_ms += await remit.alone(50)
+    a, b = measured(floor_rounds, floor_ms), measured(remit_rounds, remit_ms)
+    await floor.stop()
+    await remit.stop()
+    return {
+        "floor_runs_s": round(a.runs_s, 1),
+        "remit_runs_s": round(b.runs_s, 1),
+        "ratio": round(b.runs_s / a.runs_s, 3),
+        "floor_p50_ms": round(a.p50_ms, 3),
+        "remit_p50_ms": round(b.p50_ms, 3),
+        "p50_ratio": round(b.p50_ms / a.p50_ms, 3),
+        "floor_p99_ms": round(a.p99_ms, 3),
+        "remit_p99_ms": round(b.p99_ms, 3),
+        "fold_events_s": round(folded / fold_s, 1),
+        "remit_runs": b.runs,
+        "floor_runs": a.runs,
+        "payload_bytes": msgspec.to_builtins(sizes),
+    }

@@ -1,0 +1,76 @@
+"""`remit bench`: how fast, measured beside what it stands on."""
+
+import asyncio
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.speak import data, ends_well, talk
+
+OUTPUT = click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print it.")
+
+
+@click.group()
+def bench() -> None:
+    """Measure Remit on this machine, each figure beside its floor in the same run."""
+
+
+def machine() -> str:
+    """This machine in a few words, to stand beside a figure."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    return f"{os.cpu_count()} × {model}, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+
+
+def _print(figures: dict[str, Any], output: str) -> None:
+    figures["machine"] = machine()
+    if output == "json":
+        data(figures)
+        return
+    for name, value in figures.items():
+        click.echo(f"{name:18} {value}")
+
+
+@bench.command()
+@click.option("--seconds", default=10.0, type=click.FloatRange(1, 600), help="Of load on each side.")
+@OUTPUT
+@ends_well
+def runs(seconds: float, output: str) -> None:
+    """Runs of three noop steps, beside three bare nats-py processes that pass the same messages."""
+    from bench.runs import run
+
+    _print(asyncio.run(run(seconds, talk)), output)
+
+
+@bench.command()
+@click.option("--events", default=1_000_000, type=click.IntRange(1_000, 100_000_000), help="How many to fold.")
+@OUTPUT
+@ends_well
+def fold(events: int, output: str) -> None:
+    """Rebuild the registry's tables from a stream, on one core."""
+    from bench.fold import run
+
+    _print(asyncio.run(run(events, talk)), output)
+
+
+@bench.command()
+@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--predictions", type=click.Path(path_type=Path), help="Write SET.csv files here, fit to be scored.")
+@OUTPUT
+@ends_well
+def triage(directory: Path, predictions: Path | None, output: str) -> None:
+    """Group the log sets under DIRECTORY (…/SET/SET_2k.log) as the log triage does."""
+    from bench.triage import run
+
+    figures = run(directory, predictions)
+    if output == "json":
+        figures["machine"] = machine()
+        data(figures)
