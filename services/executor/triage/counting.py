@@ -123,7 +123,12 @@ class Counting:
         stamp = event.at or event.reading.stamp
         if not stamp:
             return None
-        key = stamp[:19] if event.at else stamp
+        # The fraction changes with every line, the second does not. The engine's zone is always UTC; in a header
+        # the zone stands behind a fraction of three digits or is part of a key that is simply not shared.
+        if event.at is not None:
+            key = stamp[:19]
+        else:
+            key = stamp[:19] + stamp[23:] if event.reading.kind == "iso" else stamp
         known, at_s = self._second
         if key == known:
             return at_s

@@ -36,7 +36,7 @@ _DAY: Final = r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
 _ZONE: Final = r"(?:\s?(?:Z|[+-]\d\d:?\d\d)\b|\s(?:UTC|GMT|CES?T|[ECMP][SD]T))?"
 _TIME: Final = (
     rf"(?P<iso>\d{{4}}[-/.]\d\d[-/.]\d\d(?:,?[T _:-]\s?\d\d[:.]\d\d[:.]\d\d(?:[.,:]\d{{1,9}})?{_ZONE})?)"
-    r"|(?P<compact>20\d{6}[-T ]\d\d:?\d\d:?\d\d(?:[:.,]\d{1,6})?)"
+    r"|(?P<compact>20\d{6}[-T ](?:\d\d:?\d\d:?\d\d|\d{1,2}:\d{1,2}:\d{1,2})(?:[:.,]\d{1,6})?)"
     rf"|(?P<syslog>(?:{_DAY},? )?{_MON} +\d{{1,2}}(?: \d{{4}})?,? \d\d:\d\d:\d\d(?:\.\d+)?(?: \d{{4}})?)"
     rf"|(?P<clf>(?:{_DAY}, )?\d{{1,2}}[/ -]{_MON}[/ -]\d{{4}}[: ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?: [+-]\d{{4}})?)"
     r"|(?P<short>\d\d[-/.]\d\d(?:[-/.]\d\d(?:\d\d)?)?,? \d\d:\d\d:\d\d(?:[.,]\d+)?)"
@@ -49,12 +49,13 @@ _TIME: Final = (
 _TIME_AT = re.compile(rf"(?:<\d{{1,3}}>(?:1 )?|- |[A-Z], )?[\[(]?(?:{_TIME})(?![\w:])")
 # A stamp deeper in the line: after one to five words that look like fields. The words themselves are checked below.
 _TIME_DEEP = re.compile(rf"(?:(?<=[ \[])(?:{_TIME})(?![\w.:/-]))")
-_TIME_NEXT = re.compile(rf"(?:(?=\S*\d)[\w./:-]+ )?(?:{_TIME})(?![\w:])")
+_TIME_NEXT = re.compile(rf"(?:(?=\S*\d)[\w./:#@-]+ )?(?:{_TIME})(?![\w:])")
 _PROSE: Final = frozenset(
     "a an and as at before by for from had has have if in is it job of on or since started than that the this time to "
     "until was were when will with".split()
 )
 _SKIP = re.compile(r"[\s|,:\]\-]*")
+_SKIPPED: Final = frozenset(" \t|,:]-")
 _LEVELS: Final = (
     r"EMERGENCY|EMERG|ALERT|CRITICAL|CRIT|FATAL|PANIC|SEVERE|ERROR|ERR|WARNING|WARN|WRN|NOTICE|INFORMATION|INFO|INF"
     r"|CONFIG|LOG|STATEMENT|DETAIL|HINT|DEBUG\d?|DBG|DBUG|FINEST|FINER|FINE|VERBOSE|TRACE|TRC|FTL"
@@ -73,10 +74,10 @@ _PAREN = re.compile(r"\([A-Za-z][\w.-]*\)(?=\s)")
 _PID = re.compile(r"#?\d{1,7}(?:#\d+)?(?=[\s:|\]])|--+")
 _PROC = re.compile(r"(?P<name>[A-Za-z_][\w./()@-]*)\[[\w.-]{1,24}\]:?(?=\s)|(?P<name2>[A-Za-z_][\w./()@-]*):(?=\s)")
 _HOST_PROC = re.compile(
-    r"(?P<host>[\w.:/@-]+) +(?:-- )?(?P<proc>[A-Za-z_/][\w./()@-]*(?: [\d.]+)?)"
+    r"(?P<host>[\w.:/@#-]+) +(?:-- )?(?P<proc>[A-Za-z_/][\w./()@-]*(?: [\d.]+)?)"
     r"(?:\[[\w.-]{1,24}\])?(?:\s?\([\w.]+(?:\[\d+\])?\))?:\s?"
 )
-_LOGGER = re.compile(r"(?P<name>[A-Za-z_][\w./$@#-]{1,160})(?:\s*:\s|:(?=\S)(?!//))")
+_LOGGER = re.compile(r"(?P<name>[A-Za-z_][\w./$@#-]{1,160})(?:\s*:\s|:(?=[^\s\d/]))")
 _LOGGER_DASH = re.compile(r"(?P<name>(?=\d*[A-Za-z_])[\w./$:@-]{0,120}(?: \*?\w{1,3})?) - ")
 _LOGGER_BARE = re.compile(r"(?P<name>[a-z_]\w*(?:\.[A-Za-z_$]\w*){1,12})\s+(?=\[|- |[A-Z(])")
 _COLUMN = re.compile(r"[A-Z][A-Za-z.]{1,24} {2,}")
@@ -173,9 +174,9 @@ def _fields(head: str, at: int, stamp: str, kind: str, level: str = "") -> Heade
     padded = False
     brackets = 0
     for _ in range(FIELDS_MAX):
-        skip = _SKIP.match(head, at)
-        if skip is not None:
-            at = skip.end()
+        if at < size and head[at] in _SKIPPED:
+            skip = _SKIP.match(head, at)
+            at = skip.end() if skip is not None else at
         if at >= size:
             break
         char = head[at]
@@ -273,21 +274,25 @@ def _fields(head: str, at: int, stamp: str, kind: str, level: str = "") -> Heade
 
 
 def _logger(head: str, at: int, level: str, kind: str) -> re.Match[str] | None:
+    found = _LOGGER.match(head, at)
+    if found is not None and _is_logger(found, level, kind):
+        return found
     found = _FILE_LINE.match(head, at)
     if found is not None:
         return found
-    found = _LOGGER.match(head, at)
-    if found is not None:
-        name = found["name"]
-        if _NOT_LOGGER.search(name):
-            return None
-        if found[0].endswith(":") and not found[0].endswith(": ") and "." not in name:
-            return None  # `a:b` glued: only a dotted name is surely a logger
-        if "." in name or "$" in name or (level and any(c in "_/" or c.isupper() for c in name[1:])):
-            return found
-        return None
     if level:
         found = _LOGGER_BARE.match(head, at)
         if found is not None and not _NOT_LOGGER.search(found["name"]):
             return found
     return None
+
+
+def _is_logger(found: re.Match[str], level: str, kind: str) -> bool:
+    name = found["name"]
+    if _NOT_LOGGER.search(name):
+        return False
+    if "." in name or "$" in name or kind == "short":
+        return True
+    if found[0][-1] == ":":
+        return False  # `a:b` glued: only a dotted name is surely a logger
+    return level != "" and any(c in "_/" or c.isupper() for c in name[1:])

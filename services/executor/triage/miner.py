@@ -15,7 +15,7 @@ from typing import Final
 from .mask import WILDCARD
 
 # A place with this many different words is a parameter. Chosen by measurement: docs/decisions/0004.
-WORDS_MIN: Final = 4
+WORDS_MIN: Final = 5
 FIRST_WORDS_MIN: Final = 12  # the first word usually is the statement's own ("cupsd startup succeeded")
 CONSTANTS_MIN: Final = 2  # a template without words of its own says nothing
 ROUNDS_MAX: Final = 4

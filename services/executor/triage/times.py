@@ -11,7 +11,7 @@ from typing import Final
 _MONTHS: Final = {m: i for i, m in enumerate("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)}
 _NOMINAL_YEAR: Final = 2000
 _ISO = re.compile(
-    r"(\d{4})[-/.]?(\d\d)[-/.]?(\d\d),?[T _:-]?\s?(\d\d)[:.]?(\d\d)[:.]?(\d\d)"
+    r"(\d{4})[-/.]?(\d\d)[-/.]?(\d\d),?[T _:-]?\s?(\d{1,2})[:.]?(\d{1,2})[:.]?(\d{1,2})"
     r"(?:[.,:]\d+)?\s?(Z|[+-]\d\d:?\d\d|[A-Z]{3,4})?"
 )
 _SYSLOG = re.compile(r"(?:\w{3},? )?(\w{3}) +(\d{1,2})(?: (\d{4}))?,? (\d\d):(\d\d):(\d\d)(?:\.\d+)?(?: (\d{4}))?")

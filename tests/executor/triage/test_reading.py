@@ -46,6 +46,8 @@ def test_the_component_is_the_process_or_the_logger(line: str, component: str) -
         ("iso", "2026-11-21T04:00:00-0500", NINE),
         ("iso", "2026/11/21 09:00:00", NINE),
         ("compact", "20261121-09:00:00:606", NINE),
+        ("compact", "20261121 090000", NINE),
+        ("compact", "20261121-9:0:0:6", NINE),
         ("clf", "21/Nov/2026:09:00:00 +0000", NINE),
         ("clf", "21/Nov/2026:10:00:00 +0100", NINE),
         ("syslog", "Sat Nov 21 09:00:00 2026", NINE),
