@@ -1,0 +1,94 @@
+"""Asking the registry and the agents, over NATS."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from services.gateway.asked import answered, limit
+from shared.bus import Bus
+from shared.errors import Malformed, Unavailable
+from shared.ledger import Answer, Question
+from shared.subjects import is_token, registry
+
+AGENTS = ("gpu", "logs")
+REGISTRY_TIMEOUT_S = 8.0  # it waits 5 s itself for events that it has been asked to have
+TOKENS_DEFAULT = 100
+
+
+async def ask(bus: Bus, question: str, values: Question, *, timeout_s: float = REGISTRY_TIMEOUT_S) -> Answer:
+    """The registry's answer. `Malformed` when it blames a field of the question, `Unavailable` when it cannot."""
+    raw = await bus.request(registry(question), msgspec.json.encode(values), timeout_s=timeout_s)
+    try:
+        answer = msgspec.json.decode(raw, type=Answer)
+    except msgspec.DecodeError as error:
+        raise Unavailable(f"the registry's answer cannot be read: {error}") from error
+    if answer.error is not None:
+        if answer.field:
+            raise Malformed(answer.error, field=answer.field)
+        raise Unavailable(answer.error)
+    return answer
+
+
+class HostView(msgspec.Struct, kw_only=True):
+    """A host: the agents that answer for it now, and the steps that it has done."""
+
+    host: str
+    agents: list[dict[str, str]] = []
+    steps: int = 0
+    failed: int = 0
+    last_at: str | None = None
+
+
+class Questions:
+    """The handlers of `/api/tokens` and `/api/hosts`."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    async def tokens(self, request: web.Request) -> web.Response:
+        """`GET /api/tokens`: what the language models' calls used, by day and model, and in all."""
+        answer = await ask(self._bus, "tokens", Question(limit=limit(request, TOKENS_DEFAULT)))
+        total = answer.more.get("total", {})
+        return answered({"total": total, "tokens": answer.rows, "position": answer.position})
+
+    async def hosts(self, _request: web.Request) -> web.Response:
+        """`GET /api/hosts`: agents that answer now, and hosts that have worked. `notes` names what did not answer."""
+        notes: list[str] = []
+
+        async def worked() -> list[dict[str, Any]]:
+            try:
+                return (await ask(self._bus, "hosts", Question())).rows
+            except Unavailable as error:
+                notes.append(f"without the hosts that have worked: {error.message}")
+                return []
+
+        async def found_by(name: str) -> list[dict[str, Any]]:
+            try:
+                return await self._bus.discover(name)
+            except msgspec.DecodeError:
+                # Anybody may answer a discovery; one that talks nonsense must not hide the page.
+                notes.append(f"without the {name} agents: an answer to their discovery cannot be read")
+                return []
+
+        rows, *found = await asyncio.gather(worked(), *(found_by(name) for name in AGENTS))
+        agents = dict(zip(AGENTS, found, strict=True))
+        return answered({"hosts": merged(agents, rows), "notes": notes})
+
+
+def merged(agents: dict[str, list[dict[str, Any]]], rows: list[dict[str, Any]]) -> list[HostView]:
+    """Hosts by name: what discovery found (anybody may answer there, so only what reads as an agent counts)."""
+    hosts: dict[str, HostView] = {}
+    for row in rows:
+        hosts[row["host"]] = msgspec.convert(row, HostView)
+    for name, infos in agents.items():
+        for info in infos:
+            metadata = info.get("metadata") if isinstance(info, dict) else None
+            host = metadata.get("host") if isinstance(metadata, dict) else None
+            if isinstance(host, str) and is_token(host):
+                agent = {"name": name, "id": str(info.get("id", "")), "version": str(info.get("version", ""))}
+                hosts.setdefault(host, HostView(host=host, agents=[])).agents.append(agent)
+    for view in hosts.values():
+        view.agents.sort(key=lambda agent: (agent["name"], agent["id"]))
+    return [hosts[host] for host in sorted(hosts)]

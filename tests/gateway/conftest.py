@@ -1,0 +1,227 @@
+"""A real stack for the gateway's tests: nats-server, planner, executor, registry and gateway as processes of their own,
+on free loopback ports, once for the folder, and gone after it.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from shared.append import Appender
+from shared.bus import Bus, connect
+from shared.events import Artifact, StepCompleted, encode
+from shared.plan import TaskSpec
+from shared.pull import Delivery, Puller
+from shared.streams import worker_queue
+from shared.subjects import ARTIFACTS_BUCKET, CONFIG_BUCKET, EVENTS, artifact, step_completed, task_key, worker_consumer
+
+ROOT = Path(__file__).parents[2]
+WITHIN_S = 20.0
+HEARTBEAT_S = 0.3
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Stack:
+    """Processes by name; what is started here is ended here."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.nats_port = free_port()
+        self.nats_url = f"nats://127.0.0.1:{self.nats_port}"
+        self.port_file = folder / "port"
+        self.port = 0
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.env = {
+            **os.environ,
+            "REMIT_NATS_URL": self.nats_url,
+            "REMIT_DATA_DIR": str(folder),
+            "PYTHONPATH": str(ROOT),
+            "REMIT_HTTP": "127.0.0.1:0",
+            "REMIT_HTTP_PORT_FILE": str(self.port_file),
+            "REMIT_HTTP_HOSTS": "remit.example",
+            "REMIT_HTTP_HEARTBEAT_S": str(HEARTBEAT_S),
+        }
+
+    def start_nats(self) -> None:
+        server = str(Path(sys.executable).parent / "nats-server")
+        self._spawn(
+            "nats", [server, "-a", "127.0.0.1", "-p", str(self.nats_port), "-js", "-sd", str(self.folder / "js")]
+        )
+        _until(self._nats_listens)
+
+    def start(self, service: str) -> None:
+        self._spawn(service, [sys.executable, "-m", f"services.{service}"])
+
+    def start_gateway(self) -> None:
+        self.port_file.unlink(missing_ok=True)
+        self.start("gateway")
+        _until(self.port_file.exists)
+        self.port = int(self.port_file.read_text())
+
+    def stop(self, name: str) -> int:
+        """Ask the process to end; its exit status."""
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGTERM)
+        try:
+            return process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        finally:
+            process.wait()
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def _spawn(self, name: str, argv: list[str]) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(argv, env=self.env, cwd=ROOT, stdout=log, stderr=log)
+
+    def _nats_listens(self) -> bool:
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            return probe.connect_ex(("127.0.0.1", self.nats_port)) == 0
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    """Wait in a test that has no loop yet."""
+    end_s = time.monotonic() + WITHIN_S
+    while not condition():
+        assert time.monotonic() < end_s, f"still not so after {WITHIN_S:g} s"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    made = Stack(tmp_path_factory.mktemp("gateway"))
+    try:
+        made.start_nats()
+        for service in ("planner", "executor", "registry"):
+            made.start(service)
+        made.start_gateway()
+        yield made
+    finally:
+        for name in reversed(list(made.processes)):
+            made.stop(name)
+
+
+@pytest.fixture
+async def bus(stack: Stack) -> AsyncIterator[Bus]:
+    made = await connect(stack.nats_url, "gateway-test")
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def web(stack: Stack) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client of the gateway; redirects and compressed answers would be a surprise."""
+    timeout = aiohttp.ClientTimeout(total=WITHIN_S)
+    async with aiohttp.ClientSession(stack.url, timeout=timeout) as session:
+        yield session
+
+
+async def problem(answer: aiohttp.ClientResponse, status: int, kind: str) -> dict[str, Any]:
+    """The problem details of an answer, checked for what every problem must hold."""
+    raw = await answer.read()
+    assert answer.status == status, raw
+    assert answer.headers["Content-Type"] == "application/problem+json", raw
+    assert answer.headers["X-Content-Type-Options"] == "nosniff" or not answer.url.path.startswith("/api")
+    body: dict[str, Any] = msgspec.json.decode(raw)
+    assert body["type"] == f"urn:remit:problem:{kind}"
+    assert body["status"] == status
+    assert body["title"]
+    assert body["detail"]
+    assert "instance" in body
+    return body
+
+
+async def submitted(web: aiohttp.ClientSession, goal: dict[str, Any]) -> int:
+    async with web.post("/api/runs", json=goal) as answer:
+        assert answer.status == 202, await answer.text()
+        run: int = (await answer.json())["run"]
+        return run
+
+
+async def ended(web: aiohttp.ClientSession, run: int) -> dict[str, Any]:
+    """The run once it is over."""
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            async with web.get(f"/api/runs/{run}") as answer:
+                assert answer.status == 200, await answer.text()
+                view: dict[str, Any] = await answer.json()
+            if view["ended_at"]:
+                return view
+            await asyncio.sleep(0.02)
+
+
+class Outsider:
+    """A worker of nobody's house: performs one task by putting the given artifacts and announcing them."""
+
+    def __init__(self, bus: Bus, task: str) -> None:
+        self.bus = bus
+        self.task = task
+        self.artifacts: list[tuple[str, bytes, str]] = []
+        self.announce: list[Artifact] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.run = 0
+
+    async def start(self) -> "Outsider":
+        spec = TaskSpec(name=self.task, description="somebody else's", timeout_s=60)
+        await self.bus.kv_put(CONFIG_BUCKET, task_key(self.task), encode(spec))
+        await worker_queue(self.bus, self.task)
+        self._appender = await Appender(self.bus).start()
+        self._working: set[asyncio.Task[None]] = set()
+        self._puller = Puller(self.bus, EVENTS, worker_consumer(self.task), self._begin, batch=4)
+        await self._puller.start()
+        return self
+
+    async def stop(self) -> None:
+        await self._puller.stop()
+        for work in list(self._working):
+            await work
+        self._appender.stop()
+
+    def _begin(self, delivery: Delivery) -> None:
+        work = asyncio.create_task(self._perform(delivery))
+        self._working.add(work)
+        work.add_done_callback(self._working.discard)
+
+    async def _perform(self, delivery: Delivery) -> None:
+        _, _, run, step, attempt, _ = delivery.subject.split(".")
+        self.run = int(run)
+        await self.gate.wait()
+        told = list(self.announce)
+        for name, data, media_type in self.artifacts:
+            sha256, size = await self.bus.object_put(ARTIFACTS_BUCKET, artifact(int(run), name), data)
+            told.append(Artifact(name=name, sha256=sha256, size_bytes=size, media_type=media_type))
+        body = StepCompleted(outputs={"by": "an outsider"}, artifacts=told, host="elsewhere")
+        await self._appender.append(step_completed(int(run), step, int(attempt)), encode(body))
+        await self._puller.ack(delivery)
+
+
+@pytest.fixture
+async def outsider(bus: Bus) -> AsyncIterator[Outsider]:
+    made = await Outsider(bus, "elsewhere").start()
+    yield made
+    await made.stop()
