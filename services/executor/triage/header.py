@@ -215,7 +215,7 @@ def _fields(head: str, at: int, stamp: str, kind: str, level: str = "") -> Heade
                     level, at = found["level"], found.end()
                     continue
         if not component and (char.isdigit() or char in "#-"):
-            again = _TIME_NEXT.match(head, at) if char.isdigit() else None
+            again = _TIME_NEXT.match(head, at) if char != "-" else None
             date_only = kind == "iso" and len(stamp) < 11
             if again is not None and (date_only or again.lastgroup not in ("clock", "digits")):
                 at, host_open = again.end(), True
