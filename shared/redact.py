@@ -80,7 +80,7 @@ _COOKIE = re.compile(
 )
 
 _NAMED = re.compile(
-    r"(?<![\w.\-])(?P<name>[\w.\-]++)(?P<close>\\*+(?:[\"']|%22)|\]|)\s{0,4}(?:=>|:=|==|=|:|%3[AaDd])\s{0,4}"
+    r"(?<![\w.\-])(?<!\[redacted:)(?P<name>[\w.\-]++)(?P<close>\\*+(?:[\"']|%22)|\]|)\s{0,4}(?:=>|:=|==|=|:|%3[AaDd])\s{0,4}"
 )
 _QUOTE = re.compile(r"\\*+(?:[\"'`]|%22)")
 # A quote inside a bare value ends it only where a value can end; a backslash, only before a quote (nested JSON).
