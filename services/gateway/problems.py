@@ -23,6 +23,14 @@ TYPE_PREFIX = "urn:remit:problem:"
 RETRY_AFTER_S = 2
 INSTANCE_CHARS_MAX = 300  # a path is echoed, so that a log line can be matched; not an 8 kB one
 
+# What every answer carries, a problem or not.
+ALWAYS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Server": "remit",
+}
+
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 # Status -> the last part of `type`, and the title, which never changes with the occurrence.
@@ -65,6 +73,7 @@ def details(status: int, detail: str, instance: str, **more: Any) -> bytes:
 def response(status: int, detail: str, instance: str, **more: Any) -> web.Response:
     """A problem as a response."""
     made = web.Response(status=status, body=details(status, detail, instance, **more), content_type=MEDIA_TYPE)
+    made.headers.update(ALWAYS)
     made.headers["Cache-Control"] = "no-store"
     if status == 503:
         made.headers["Retry-After"] = str(RETRY_AFTER_S)

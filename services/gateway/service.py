@@ -8,6 +8,7 @@ from aiohttp import web
 from services.gateway.artifacts import Artifacts
 from services.gateway.following import HEARTBEAT_S, Follower
 from services.gateway.health import Health
+from services.gateway.problems import ALWAYS
 from services.gateway.questions import Questions
 from services.gateway.runs import Runs
 from services.gateway.shell import Shell
@@ -16,13 +17,6 @@ from shared.errors import Unavailable
 from shared.plan import GOAL_BYTES_MAX
 
 REQUEST_S = 30.0
-
-_ALWAYS = {
-    "X-Content-Type-Options": "nosniff",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "Server": "remit",
-}
 
 Handle = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -88,4 +82,4 @@ def _timed(handle: Handle) -> Handle:
 
 
 async def _dress(_request: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(_ALWAYS)
+    response.headers.update(ALWAYS)

@@ -161,9 +161,7 @@ async def test_a_run_with_more_subjects_than_one_request_brings_is_read_in_full(
     [b"\xff\xfe", b"", b"[" * 50_000, b'{"a":"\\ud800"}', b'{"n":NaN}', b'{"\n":1,\n"x":123456789012345678901234}'],
     ids=["not utf-8", "empty", "deep", "surrogate", "nan", "odd json"],
 )
-async def test_whatever_lies_on_a_runs_subjects_can_be_shown(
-    web: aiohttp.ClientSession, bus: Bus, said: bytes
-) -> None:
+async def test_whatever_lies_on_a_runs_subjects_can_be_shown(web: aiohttp.ClientSession, bus: Bus, said: bytes) -> None:
     run = await submitted(web, {"tasks": ["noop"]})
     await ended(web, run)
     await bus.request(plan_created(run), said)
