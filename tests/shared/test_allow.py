@@ -88,9 +88,7 @@ def test_a_pattern_matches_what_it_names(pattern: str, source: str, yes: bool) -
         ("web", "two words", "host"),
     ],
 )
-def test_an_entry_that_could_mean_nothing_is_refused_with_its_field(
-    source: str, host: str, field: str
-) -> None:
+def test_an_entry_that_could_mean_nothing_is_refused_with_its_field(source: str, host: str, field: str) -> None:
     with pytest.raises(Malformed) as caught:
         check(AllowEntry(id="e1", host=host, source=source))
     assert caught.value.field == field

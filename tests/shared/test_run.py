@@ -1,0 +1,233 @@
+"""The fold, pair by pair: in which states an event counts, and that it changes nothing where it does not."""
+
+from typing import Any
+
+import pytest
+
+from shared.events import KINDS, Event, Unreadable, read
+from shared.run import LEGAL, Run, evolve, refusal
+from shared.status import RUN_ENDS, STEP_ENDS
+from shared.subjects import (
+    goal_rejected,
+    llm_called,
+    plan_created,
+    run_completed,
+    run_queued,
+    run_started,
+    step_completed,
+    step_dispatched,
+    step_failed,
+    step_skipped,
+    timer_fired,
+)
+from tests import controls
+from tests.controls import ACK, Stream
+
+PLAN = controls.plan(controls.step("a", max_attempts=2), controls.step("b", needs=["a"]))
+RUN = 1
+
+
+def state(*more: tuple[str, Any]) -> Run:
+    """The run after a goal and these messages."""
+    stream = Stream()
+    assert stream.goal() == RUN
+    for subject, body in more:
+        stream.put(subject, body)
+    return stream.fold(RUN)
+
+
+_planned = [(plan_created(RUN), PLAN)]
+_running = [*_planned, (run_started(RUN), controls.started())]
+_dispatched = [*_running, (step_dispatched(RUN, "a", 1, "noop"), controls.dispatched())]
+_lost = [*_dispatched, (step_failed(RUN, "a", 1), controls.failed())]
+
+STATES: dict[str, Run] = {
+    "pending": state(),
+    "planned": state(*_planned),
+    "queued": state(*_planned, (run_queued(RUN), controls.queued())),
+    "running": state(*_running),
+    "a runs": state(*_dispatched),
+    "a is overdue": state(*_dispatched, (timer_fired(RUN, "step.a.1"), controls.fired())),
+    "a was lost once": state(*_lost),
+    "a succeeded": state(*_dispatched, (step_completed(RUN, "a", 1), controls.completed())),
+    "a failed": state(*_dispatched, (step_failed(RUN, "a", 1), controls.failed(retryable=False))),
+    "a skipped": state(*_running, (step_skipped(RUN, "a"), controls.skipped())),
+    "timed out": state(*_dispatched, (timer_fired(RUN, "deadline"), controls.fired())),
+    "plan unreadable": state((plan_created(RUN), ACK)),
+    "start unreadable": state(*_planned, (run_started(RUN), ACK)),
+    "rejected": state((goal_rejected(RUN), controls.goal_rejected_body())),
+    "succeeded": state(*_dispatched, (run_completed(RUN), controls.run_over())),
+    "failed": state(*_dispatched, (run_completed(RUN), controls.run_over(status="failed"))),
+    "cancelled": state(*_planned, (run_completed(RUN), controls.run_over(status="cancelled"))),
+}
+
+EVENTS: dict[str, tuple[str, Any]] = {
+    "goal.rejected": (goal_rejected(RUN), controls.goal_rejected_body()),
+    "plan.created": (plan_created(RUN), PLAN),
+    "run.queued": (run_queued(RUN), controls.queued()),
+    "run.started": (run_started(RUN), controls.started()),
+    "dispatch a.1": (step_dispatched(RUN, "a", 1, "noop"), controls.dispatched()),
+    "dispatch a.2": (step_dispatched(RUN, "a", 2, "noop"), controls.dispatched()),
+    "dispatch a.3": (step_dispatched(RUN, "a", 3, "noop"), controls.dispatched()),
+    "dispatch c.1": (step_dispatched(RUN, "c", 1, "noop"), controls.dispatched()),
+    "complete a.1": (step_completed(RUN, "a", 1), controls.completed()),
+    "complete a.2": (step_completed(RUN, "a", 2), controls.completed()),
+    "complete b.1": (step_completed(RUN, "b", 1), controls.completed()),
+    "fail a.1": (step_failed(RUN, "a", 1), controls.failed()),
+    "fail a.2": (step_failed(RUN, "a", 2), controls.failed()),
+    "skip a": (step_skipped(RUN, "a"), controls.skipped()),
+    "skip b": (step_skipped(RUN, "b"), controls.skipped()),
+    "skip c": (step_skipped(RUN, "c"), controls.skipped()),
+    "call in a": (llm_called(RUN, "a", "1-1"), controls.called()),
+    "call in c": (llm_called(RUN, "c", "1-1"), controls.called()),
+    "deadline": (timer_fired(RUN, "deadline"), controls.fired()),
+    "timer a.1": (timer_fired(RUN, "step.a.1"), controls.fired()),
+    "timer a.2": (timer_fired(RUN, "step.a.2"), controls.fired()),
+    "timer of nothing": (timer_fired(RUN, "step.c.1"), controls.fired()),
+    "run.completed": (run_completed(RUN), controls.run_over()),
+}
+
+# What counts in each state; everything else leaves the run as it is, to the object.
+IN_STEPS = {"skip b", "call in a", "deadline", "run.completed"}
+COUNTS: dict[str, set[str]] = {
+    "pending": {"goal.rejected", "plan.created", "run.completed"},
+    "planned": {"goal.rejected", "run.queued", "run.started", "run.completed"},
+    "queued": {"run.started", "run.completed"},
+    "running": {"dispatch a.1", "skip a", *IN_STEPS},
+    "a runs": {"complete a.1", "fail a.1", "timer a.1", *IN_STEPS},
+    "a is overdue": {"complete a.1", "fail a.1", *IN_STEPS},
+    "a was lost once": {"dispatch a.2", "skip a", *IN_STEPS},
+    "a succeeded": IN_STEPS,
+    "a failed": IN_STEPS,
+    "a skipped": IN_STEPS,
+    "timed out": {"complete a.1", "fail a.1", "timer a.1", *IN_STEPS} - {"deadline"},
+    "plan unreadable": {"goal.rejected", "run.completed"},
+    "start unreadable": {"goal.rejected", "run.queued", "run.started", "run.completed"},
+    "rejected": set(),
+    "succeeded": set(),
+    "failed": set(),
+    "cancelled": set(),
+}
+
+# An unreadable message takes the place of the event that can never be said there any more. Where nothing depends on
+# the subject, it means nothing.
+UNREADABLE_COUNTS: dict[str, set[str]] = {
+    "goal.rejected": {"pending", "plan unreadable"},
+    "plan.created": {"pending"},
+    "run.started": {"planned", "queued", "start unreadable"},
+    "dispatch a.1": {"running"},
+    "dispatch a.2": {"a was lost once"},
+    "complete a.1": {"a runs", "a is overdue", "timed out"},
+    "fail a.1": {"a runs", "a is overdue", "timed out"},
+    "run.completed": {name for name, run in STATES.items() if not run.ended},
+}
+
+
+def stored(event: str, body: Any = None) -> Event:
+    subject, own = EVENTS[event]
+    return read(subject, 100, controls.T0_NS + 10**9, body if body is not None else controls.encode(own))
+
+
+PAIRS = [(in_state, event) for in_state in STATES for event in EVENTS]
+
+
+def test_the_tables_of_this_file_name_every_kind() -> None:
+    assert {subject.rsplit(".1", 1)[0].split(".1.")[0] for subject, _ in EVENTS.values()} == set(KINDS)
+    assert set(LEGAL) == set(KINDS)
+    assert set(COUNTS) == set(STATES)
+
+
+@pytest.mark.parametrize("in_state,event", PAIRS, ids=[f"{event} when {one}" for one, event in PAIRS])
+def test_an_event_counts_in_its_states_only(in_state: str, event: str) -> None:
+    """A legal event makes a new run stamped with it; an illegal one returns the very object and a reason."""
+    before = STATES[in_state]
+    message = stored(event)
+    assert not isinstance(message.body, Unreadable)
+    after = evolve(before, message)
+    if event in COUNTS[in_state]:
+        assert after is not before and after != before
+        assert after.at_ns == message.at_ns or event.startswith("timer")
+        assert before == STATES[in_state]
+    else:
+        assert after is before
+        assert refusal(before, message)
+
+
+@pytest.mark.parametrize("in_state,event", PAIRS, ids=[f"{event} when {one}" for one, event in PAIRS])
+def test_an_unreadable_message_only_takes_the_place_of_what_cannot_be_said_any_more(in_state: str, event: str) -> None:
+    before = STATES[in_state]
+    message = stored(event, ACK)
+    after = evolve(before, message)
+    if in_state in UNREADABLE_COUNTS.get(event, ()):
+        assert after is not before
+    else:
+        assert after is before
+        assert refusal(before, message)
+
+
+@pytest.mark.parametrize("in_state", STATES)
+def test_a_kind_that_is_no_event_changes_nothing(in_state: str) -> None:
+    message = read(f"audit.said.{RUN}", 100, 1, b"{}")
+    assert evolve(STATES[in_state], message) is STATES[in_state]
+    assert refusal(STATES[in_state], message)
+
+
+@pytest.mark.parametrize("in_state", STATES)
+@pytest.mark.parametrize("event", EVENTS)
+def test_saying_it_again_changes_nothing(in_state: str, event: str) -> None:
+    """A plain publish may repeat a subject: the second message of the same event counts as nothing.
+
+    Calls are counted by their subject, so the second one is a forgery, too; the fold keeps no list of them.
+    """
+    once = evolve(STATES[in_state], stored(event))
+    if event != "call in a":
+        assert evolve(once, stored(event)) is once
+
+
+def test_ended_runs_hold_only_ended_steps() -> None:
+    for run in STATES.values():
+        if run.ended:
+            assert all(step.status in STEP_ENDS for step in run.steps.values())
+            assert run.ended_ns
+
+
+def test_a_lost_attempt_may_be_tried_again_until_the_plan_says_no() -> None:
+    after = state(*_lost, (step_dispatched(RUN, "a", 2, "noop"), controls.dispatched()))
+    assert (after.steps["a"].status, after.steps["a"].attempt) == ("running", 2)
+    over = evolve(after, stored("fail a.2"))
+    assert (over.steps["a"].status, over.steps["a"].error) == ("failed", "unavailable")
+
+
+def test_nothing_is_tried_again_when_the_time_is_over() -> None:
+    over = evolve(STATES["timed out"], stored("fail a.1"))
+    assert over.steps["a"].status == "failed"
+
+
+def test_a_completed_step_keeps_what_it_found() -> None:
+    step = STATES["a succeeded"].steps["a"]
+    assert (step.outputs, step.host, [one.name for one in step.artifacts]) == ({"n": 1}, "tower", ["report.md"])
+
+
+def test_calls_add_up_and_unknown_usage_is_counted_as_unknown() -> None:
+    """Null is never taken for zero: it is counted apart."""
+    after = state(
+        *_dispatched,
+        (llm_called(RUN, "a", "1-1"), controls.called()),
+        (llm_called(RUN, "a", "1-2"), controls.called(input_tokens=None)),
+        (llm_called(RUN, "a", "1-3"), controls.called(input_tokens=1, output_tokens=2)),
+    )
+    assert (after.tokens.input, after.tokens.output, after.tokens.unknown_calls) == (31, 26, 1)
+
+
+def test_the_end_is_what_run_completed_says_and_open_steps_are_skipped() -> None:
+    run = STATES["failed"]
+    assert run.status == "failed" and run.status in RUN_ENDS
+    assert {name: step.status for name, step in run.steps.items()} == {"a": "skipped", "b": "skipped"}
+
+
+@pytest.mark.parametrize("due_later", ["deadline", "step.a.1"])
+def test_a_timer_counts_only_when_its_time_has_come(due_later: str) -> None:
+    """Anybody who may publish to TIMERS could else end every run: the stamp of the message is what cannot be forged."""
+    run = STATES["a runs"]
+    early = read(timer_fired(RUN, due_later), 100, run.at_ns + 1, controls.encode(controls.fired()))
+    assert evolve(run, early) is run
