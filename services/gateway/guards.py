@@ -3,8 +3,8 @@
 A gateway on loopback has no password, so every page in the operator's browser can reach it. Three things keep such
 pages out. A page of another name that was re-bound to 127.0.0.1 still sends its own name as `Host`: 421. A page of
 another origin says so in `Sec-Fetch-Site` or `Origin`, and no browser lets it lie: 403 for whatever changes
-something. And a form can send neither `application/json` nor a body that this gateway reads: 415. Nothing is ever
-answered with CORS headers, so other origins cannot read what they ask for.
+something. And a browser's body must be `application/json`, which no form can send: 415. Nothing is ever answered
+with CORS headers, so other origins cannot read what they ask for.
 """
 
 import ipaddress

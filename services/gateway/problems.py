@@ -41,7 +41,7 @@ KINDS: dict[int, tuple[str, str]] = {
     405: ("method-not-allowed", "This path does not take this method"),
     408: ("too-slow", "The request's body did not come in time"),
     413: ("too-large", "The request's body is too large"),
-    415: ("media-type", "The request's body is not plain JSON"),
+    415: ("media-type", "The request's body is of another kind than JSON"),
     417: ("expectation", "The expectation cannot be met"),
     421: ("misdirected", "This gateway is not the host that was asked for"),
     422: ("invalid-goal", "The goal cannot be accepted"),

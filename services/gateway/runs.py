@@ -106,9 +106,13 @@ class Runs:
 
 
 async def _body(request: web.Request) -> bytes:
-    """The JSON body, whole. What a form or another site's page can send without asking is refused by its type."""
-    if request.content_type != "application/json":
-        raise Problem(415, "send the goal as application/json (curl: --json '{...}')", field="Content-Type")
+    """The JSON body, whole.
+
+    A page's form can send no `application/json`, so a browser must; `curl -d` names another type and means JSON.
+    """
+    browser = "Origin" in request.headers or "Sec-Fetch-Site" in request.headers
+    if browser and request.content_type != "application/json":
+        raise Problem(415, "a browser must send the goal as application/json", field="Content-Type")
     if request.charset not in (None, "utf-8", "UTF-8"):
         raise Problem(415, "JSON is UTF-8", field="Content-Type")
     if request.headers.get("Content-Encoding", "identity") != "identity":

@@ -80,18 +80,27 @@ async def test_a_goal_at_the_limit_is_taken(web: aiohttp.ClientSession) -> None:
 @pytest.mark.parametrize(
     "headers",
     [
-        {"Content-Type": "text/plain"},
-        {"Content-Type": "application/x-www-form-urlencoded"},
-        {"Content-Type": "multipart/form-data; boundary=x"},
+        {"Content-Type": "text/plain", "Origin": "http://localhost", "Host": "localhost"},
+        {"Content-Type": "application/x-www-form-urlencoded", "Sec-Fetch-Site": "same-origin"},
+        {"Content-Type": "multipart/form-data; boundary=x", "Sec-Fetch-Site": "none"},
         {"Content-Type": "application/json; charset=utf-16"},
         {"Content-Type": "application/json", "Content-Encoding": "gzip"},
     ],
-    ids=["text", "form", "multipart", "utf-16", "gzip"],
+    ids=["a page's text", "a form", "multipart", "utf-16", "gzip"],
 )
-async def test_only_plain_json_is_read(web: aiohttp.ClientSession, headers: dict[str, str]) -> None:
+async def test_what_a_form_can_send_and_what_is_not_plain_is_not_read(
+    web: aiohttp.ClientSession, headers: dict[str, str]
+) -> None:
     body = gzip.compress(b'{"tasks":["noop"]}') if "Content-Encoding" in headers else b'{"tasks":["noop"]}'
     async with web.post("/api/runs", data=body, headers=headers) as answer:
         await problem(answer, 415, "media-type")
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "application/json; charset=UTF-8"])
+async def test_a_program_need_not_name_the_type(web: aiohttp.ClientSession, kind: str) -> None:
+    """`curl -d '{…}'` calls its body a form."""
+    async with web.post("/api/runs", data=b'{"tasks":["noop"]}', headers={"Content-Type": kind}) as answer:
+        assert answer.status == 202
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,26 @@ async def test_without_nats_it_lives_and_says_so_and_comes_back(alone: Stack) ->
             assert answer.status == 404, "what was refused with 503 was not started later"
 
 
+async def test_a_subject_that_is_no_text_stops_nobody(alone: Stack) -> None:
+    """The server stores any bytes as a subject, so every reader of the stream meets them, and again after a restart."""
+    for service in ("executor", "registry", "planner"):
+        alone.start(service)
+    async with aiohttp.ClientSession(alone.url) as web:
+        first = await submitted(web, {"tasks": ["noop"]})
+        await ended(web, first)
+        reader, writer = await asyncio.open_connection("127.0.0.1", alone.nats_port)
+        writer.write(b'CONNECT {"verbose":false}\r\nPUB run.boast\xff.%d 2\r\n{}\r\nPING\r\n' % first)
+        async with asyncio.timeout(WITHIN_S):
+            assert b"PONG" in await reader.readuntil(b"PONG")
+        writer.close()
+        run = await submitted(web, {"tasks": ["noop"]})
+        assert (await ended(web, run))["status"] == "succeeded"
+        async with web.get("/api/runs", params={"min_seq": run}) as answer:
+            assert answer.status == 200, "the registry has read past it"
+        async with web.get(f"/api/runs/{first}/events") as answer:
+            assert (await answer.json())["events"][-1]["applied"] is False
+
+
 async def test_it_ends_at_once_with_followers_and_idle_connections(alone: Stack) -> None:
     async with aiohttp.ClientSession(alone.url) as web:
         run = await submitted(web, {"tasks": ["noop"]})
