@@ -21,8 +21,8 @@ CREATE_ONLY = {"Nats-Expected-Last-Subject-Sequence": "0"}
 ALREADY_SAID = 10071
 TOO_LARGE = 10054
 WINDOW = 4096  # appends without an ack; more would only wait in the socket
-RESEND_S = 2.0
 SWEEP_S = 0.5
+RESEND_SWEEPS = 4
 
 
 class _AckError(msgspec.Struct):
@@ -43,7 +43,7 @@ Then = Callable[[int], Awaitable[None] | None]
 class _Pending(msgspec.Struct):
     subject: str
     data: bytes
-    sent_s: float
+    sent: int  # in sweeps: a clock is not asked for each message
     then: Then | None
     headers: dict[str, str] | None
 
@@ -57,6 +57,7 @@ class Appender:
         self._prefix = bus.inbox()
         self._pending: dict[str, _Pending] = {}
         self._number = 0
+        self._sweeps = 0
         self._room = asyncio.Event()
         self._room.set()
         self._sweeper: asyncio.Task[None] | None = None
@@ -78,8 +79,7 @@ class Appender:
             await self._room.wait()
         self._number += 1
         token = str(self._number)
-        now_s = asyncio.get_running_loop().time()
-        self._pending[token] = _Pending(subject, data, now_s, then, headers)
+        self._pending[token] = _Pending(subject, data, self._sweeps, then, headers)
         await self._bus.publish(subject, data, f"{self._prefix}.{token}", headers)
 
     async def append(self, subject: str, data: bytes, *, headers: dict[str, str] | None = CREATE_ONLY) -> int:
@@ -137,17 +137,15 @@ class Appender:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
+            self._sweeps += 1
             if self._pending and self._bus.is_connected:
-                await self._resend(older_than_s=RESEND_S)
+                await self._resend(said_before=self._sweeps - RESEND_SWEEPS)
 
     async def _resend_all(self) -> None:
-        await self._resend(older_than_s=0.0)
+        await self._resend(said_before=self._sweeps)
 
-    async def _resend(self, older_than_s: float) -> None:
-        now_s = asyncio.get_running_loop().time()
+    async def _resend(self, said_before: int) -> None:
         for token, pending in list(self._pending.items()):
-            if now_s - pending.sent_s < older_than_s:
-                break  # the dict keeps the order of saying, so the rest is younger
-            if token in self._pending:
-                pending.sent_s = now_s
+            if token in self._pending and pending.sent <= said_before:
+                pending.sent = self._sweeps
                 await self._bus.publish(pending.subject, pending.data, f"{self._prefix}.{token}", pending.headers)

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-import nats
+import nats.aio.client
 import nats.errors
 import nats.js.errors
 import nats.micro
@@ -38,6 +38,20 @@ PENDING_BYTES_MAX = 64 * 1024 * 1024
 Handler = Callable[[str, bytes, str, Mapping[str, str] | None], Awaitable[None] | None]
 # What a service's endpoint gets: the request's data and its reply subject. It answers with `Bus.publish`.
 Endpoint = Callable[[bytes, str], Awaitable[None]]
+
+
+# What the server keeps with each create-only append and hands out again; nobody needs to read it.
+_EXPECTED_HEADER = b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: 0\r\n\r\n"
+
+
+class _Client(nats.aio.client.Client):  # type: ignore[misc]
+    """The client, without a parse of the one header that nearly every message carries: a tenth of a fold's time."""
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        if not headers or headers == _EXPECTED_HEADER:
+            return None
+        parsed: dict[str, str] | None = await super()._process_headers(headers)
+        return parsed
 
 
 class ApiError(RemitError):
@@ -371,8 +385,9 @@ async def connect(
             on_closed()
 
     try:
-        client = await asyncio.wait_for(
-            nats.connect(
+        client = _Client()
+        await asyncio.wait_for(
+            client.connect(
                 url,
                 name=name,
                 user_credentials=credentials,

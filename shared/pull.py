@@ -67,8 +67,8 @@ class _Pulls:
         self._open: dict[str, int] = {}  # reply subject -> messages still to come, oldest first
         self._prefix = bus.inbox()
         self._numbers = itertools.count(1)
-        self._heard_s = 0.0
-        self._again: float | None = None
+        self._quiet = 0  # ticks of RETRY_S since anything came
+        self._again = False
         self._stop: Callable[[], Awaitable[None]] | None = None
         self._forget: Callable[[], None] | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -97,39 +97,24 @@ class _Pulls:
     async def pause(self, paused: bool) -> None:
         """Ask for no more while paused; what was asked for still comes."""
         self.paused = paused
-        if not paused:
-            await self._refill()
+        if not paused and sum(self._open.values()) <= self._batch // 2:
+            await self._ask()
 
     async def _ask(self) -> None:
-        self._again = None
+        self._again = False
         if self.paused:
             return
         reply = f"{self._prefix}.{next(self._numbers)}"
         self._open[reply] = self._batch
-        self._heard_s = asyncio.get_running_loop().time()
+        self._quiet = 0
         body = {"batch": self._batch, "expires": EXPIRES_S * NS, "idle_heartbeat": HEARTBEAT_S * NS}
         await self._bus.publish(self._subject, msgspec.json.encode(body), reply)
 
-    async def _refill(self) -> None:
-        if sum(self._open.values()) <= self._batch // 2:
-            await self._ask()
-
-    async def _came(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
-        self._heard_s = asyncio.get_running_loop().time()
-        if headers and not reply.startswith("$JS.ACK") and "Status" in headers:
-            status = headers["Status"]
-            if status == "100":
-                return
-            self._open.pop(subject, None)
-            text = headers.get("Description", "")
-            if status == "409" and ("Deleted" in text or "deleted" in text):
-                self.gone.set()
-            elif status in ("503", "409", "404"):
-                # No responders while the server starts or the consumer is unknown: not in a tight loop.
-                self._again = self._heard_s + RETRY_S
-            elif not self._open:
-                await self._ask()
-            return
+    def _came(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> Awaitable[None] | None:
+        # Not a coroutine: it runs for every message, and only some have something to wait for.
+        self._quiet = 0
+        if headers and "Status" in headers and not reply.startswith("$JS.ACK"):
+            return self._told(subject, headers["Status"], headers.get("Description", ""))
         for key in self._open:
             left = self._open[key] - 1
             if left:
@@ -137,20 +122,37 @@ class _Pulls:
             else:
                 del self._open[key]
             break
-        done = self._deliver(subject, data, reply)
+        done: Awaitable[None] | None = self._deliver(subject, data, reply)
+        if len(self._open) < 2 and sum(self._open.values()) <= self._batch // 2:
+            return self._then_ask(done)
+        return done
+
+    async def _then_ask(self, done: Awaitable[None] | None) -> None:
+        await self._ask()  # before the work, so that the next messages are under way meanwhile
         if done is not None:
             await done
-        if len(self._open) < 2:
-            await self._refill()
+
+    async def _told(self, request: str, status: str, text: str) -> None:
+        """The server's word on one request: a heartbeat, or its end."""
+        if status == "100":
+            return
+        self._open.pop(request, None)
+        if status == "409" and "deleted" in text.lower():
+            self.gone.set()
+        elif status in ("503", "409", "404"):
+            # No responders while the server starts or the consumer is unknown: not in a tight loop.
+            self._again = True
+        elif not self._open:
+            await self._ask()
 
     async def _listen(self) -> None:
         while True:
             await asyncio.sleep(RETRY_S)
-            now_s = asyncio.get_running_loop().time()
+            self._quiet += 1
             if not self._bus.is_connected or self.paused:
                 continue
-            silent = self._open and now_s - self._heard_s > SILENCE_S
-            if silent or not self._open or (self._again is not None and now_s >= self._again):
+            silent = bool(self._open) and self._quiet * RETRY_S > SILENCE_S
+            if silent or not self._open or self._again:
                 if silent:
                     log.debug("%s is silent; asking again", self._subject)
                     self.gone.set()  # a reader then looks whether its consumer is still there

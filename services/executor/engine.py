@@ -22,12 +22,13 @@ class Engine:
         self.position = 0
         self.at_ns = 0
         self.refused = 0
+        self.deciding = False  # until `due` is called: what is read of the past was answered in the past
         self._waiting: dict[str, dict[int, None]] = defaultdict(dict)  # by directive, in the stream's order
         self._holding: dict[str, set[int]] = defaultdict(set)  # by directive: started, or said to be
         self._said: dict[int, set[str]] = {}
 
     def apply(self, event: Event) -> list[Fact]:
-        """Fold one event; the facts that follow from it and were not said before."""
+        """Fold one event; the facts that follow from it and were not said before. None before `due` was called."""
         self.position, self.at_ns = event.seq, event.at_ns
         if event.kind == "goal.submitted":
             if not isinstance(event.body, Unreadable):
@@ -43,17 +44,22 @@ class Engine:
         if after.ended:
             return self._ended(after)
         self.runs[after.id] = after
-        if after.broken:
-            return self._once(after.id, decide(after))
-        if event.kind == "plan.created":
-            return self._planned(after)
-        if event.kind == "run.started":
+        if event.kind == "plan.created" and after.plan is not None:
+            self._waiting[after.plan.directive.name][after.id] = None
+        elif event.kind == "run.started" and after.status == "running":
             self._hold(after)
-        return self._once(after.id, decide(after)) if event.kind in CONSEQUENTIAL else []
+        if not self.deciding:
+            return []
+        if event.kind == "plan.created" and after.plan is not None:
+            return self._planned(after)
+        return self._once(after.id, decide(after)) if event.kind in CONSEQUENTIAL or after.broken else []
 
     def due(self) -> list[Fact]:
-        """Every fact that the state calls for: what a new executor says when it has read the stream."""
-        self._said.clear()
+        """Every fact that the state calls for: what a new executor says when it has read the stream.
+
+        From here on `apply` decides, too.
+        """
+        self.deciding = True
         facts: list[Fact] = []
         for run in list(self.runs.values()):
             facts += self._once(run.id, decide(run))
@@ -64,7 +70,6 @@ class Engine:
     def _planned(self, run: Run) -> list[Fact]:
         assert run.plan is not None
         directive = run.plan.directive
-        self._waiting[directive.name][run.id] = None
         facts = self._admit(directive.name)
         if run.id in self._waiting[directive.name]:
             body = RunQueued(directive=directive.name, max_concurrent_runs=directive.max_concurrent_runs)
@@ -99,7 +104,7 @@ class Engine:
         name = run.plan.directive.name
         self._waiting[name].pop(run.id, None)
         self._holding[name].discard(run.id)
-        facts = self._admit(name) if self._waiting[name] else []
+        facts = self._admit(name) if self.deciding else []
         if not self._waiting[name] and not self._holding[name]:
             del self._waiting[name], self._holding[name]
         return facts

@@ -32,14 +32,13 @@ class Executor:
         self._reader = Reader(bus, EVENTS, self.on_event)
         self._timers = Timers(bus, appender)
         self._known_end = 0
-        self._deciding = False
         self.engine = Engine()
 
     async def start(self) -> None:
         self._known_end = await last_seq(self._bus)
-        await self._reader.start()
         if self._known_end == 0:
-            self._deciding = True
+            self.engine.due()
+        await self._reader.start()
         self._keeper = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
@@ -52,15 +51,11 @@ class Executor:
         facts = self.engine.apply(event)
         if event.kind == "run.completed":
             await self._timers.run_ended(event.run)
-        if self._deciding:
-            for fact in facts:
-                await self._say(fact)
-        elif seq >= self._known_end:
-            self._deciding = True
-            due = self.engine.due()
-            log.info("read %d events; %d runs are active, %d facts are due", seq, len(self.engine.runs), len(due))
-            for fact in due:
-                await self._say(fact)
+        if not self.engine.deciding and seq >= self._known_end:
+            facts = self.engine.due()
+            log.info("read %d events; %d runs are active, %d facts are due", seq, len(self.engine.runs), len(facts))
+        for fact in facts:
+            await self._say(fact)
 
     async def _say(self, fact: Fact) -> None:
         await self._appender.say(fact[0], encode(fact[1]))
@@ -76,5 +71,5 @@ class Executor:
                 if task.name not in queues:
                     await worker_queue(self._bus, task.name)
                     queues.add(task.name)
-            if self._deciding:
+            if self.engine.deciding:
                 await self._timers.keep(self.engine)

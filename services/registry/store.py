@@ -52,7 +52,7 @@ def sql(question: str) -> str:
 class Store:
     """One DuckDB file and its writer connection."""
 
-    def __init__(self, path: Path, *, threads: int = 2) -> None:
+    def __init__(self, path: Path, *, threads: int = 1) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
