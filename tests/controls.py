@@ -168,6 +168,7 @@ class Stream:
     def __init__(self) -> None:
         self.messages: list[tuple[str, int, int, bytes]] = []
         self.subjects: set[str] = set()
+        self._events: dict[int, Event] = {}
 
     @property
     def last_seq(self) -> int:
@@ -193,7 +194,10 @@ class Stream:
         return run
 
     def event(self, seq: int) -> Event:
-        return read(*self.messages[seq - 1])
+        found = self._events.get(seq)
+        if found is None:
+            found = self._events[seq] = read(*self.messages[seq - 1])
+        return found
 
     def fold(self, run: int, until: int | None = None) -> Run:
         """The run as the fold of the first `until` messages (of all) says."""

@@ -1,0 +1,408 @@
+"""The engine in a world that goes wrong: hypothesis plays NATS, workers, timers, strangers and kill -9.
+
+The stream is a list that stores create-only appends once. Up to three executors read it, each at a place of its own,
+and each may die with facts that it had not yet appended. Workers answer, answer twice, answer late or never; timers
+fire; a stranger publishes what is no event. When hypothesis has had its say, everything left is played out fairly, and
+`audit` walks the stream and checks what must hold at every prefix of it.
+"""
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from services.executor.decide import Fact
+from services.executor.engine import Engine
+from shared.events import Event, PlanCreated, RunCompleted, StepDispatched, Unreadable, encode
+from shared.run import Run, begin, evolve
+from shared.status import STEP_ENDS
+from shared.subjects import (
+    llm_called,
+    plan_created,
+    run_cancel_requested,
+    run_completed,
+    run_queued,
+    run_started,
+    step_completed,
+    step_dispatched,
+    step_failed,
+    step_skipped,
+    timer_fired,
+)
+from tests import controls
+from tests.controls import ACK, Stream
+
+EXECUTORS_MAX = 3
+UNREADABLE_PER_ATTEMPT = 1
+
+
+def plans() -> list[PlanCreated]:
+    one, two = (controls.directive(f"limit-{n}", max_concurrent_runs=n) for n in (1, 2))
+    chain = [controls.step("a", max_attempts=2), controls.step("b", needs=["a"]), controls.step("c", needs=["b"])]
+    fan = [controls.step("a"), controls.step("b", max_attempts=1), controls.step("c", needs=["a", "b"])]
+    patient = [controls.step("a", max_attempts=1, on_failure="continue"), controls.step("b", needs=["a"])]
+    return [
+        controls.plan(*chain, directive=one),
+        controls.plan(*fan, directive=two),
+        controls.plan(*patient, directive=one),
+        controls.plan(controls.step("a", uses_tokens=True), directive=two),
+    ]
+
+
+PLANS = plans()
+
+
+class Executor:
+    """A process: an engine, its place in the stream, and what it is about to append."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.engine = Engine()
+        self.position = 0
+        self.outbox: list[Fact] = []
+        while self.position < stream.last_seq:  # as `service.Executor` starts: nothing is said until the end is reached
+            self.position += 1
+            self.engine.apply(stream.event(self.position))
+        self.outbox += self.engine.due()
+
+    def read(self, count: int) -> None:
+        for _ in range(min(count, self.stream.last_seq - self.position)):
+            self.position += 1
+            self.outbox += self.engine.apply(self.stream.event(self.position))
+
+    def send(self, count: int) -> None:
+        for subject, body in self.outbox[:count]:
+            self.stream.say(subject, body)
+        del self.outbox[:count]
+
+
+class World:
+    """Everything outside the executors, and what a fair end looks like."""
+
+    def __init__(self) -> None:
+        self.stream = Stream()
+        self.executors = [Executor(self.stream)]
+        self.goals: dict[int, PlanCreated] = {}
+        self.tainted = False
+
+    def submit(self, plan: PlanCreated) -> None:
+        self.goals[self.stream.goal()] = plan
+
+    def say_plan(self, run: int) -> None:
+        self.stream.say(plan_created(run), self.goals[run])
+
+    def dispatches(self) -> list[Event]:
+        return [
+            event
+            for seq in range(1, self.stream.last_seq + 1)
+            if (event := self.stream.event(seq)).kind == "step.dispatched" and isinstance(event.body, StepDispatched)
+        ]
+
+    def runs(self) -> dict[int, Run]:
+        folded: dict[int, Run] = {}
+        for seq in range(1, self.stream.last_seq + 1):
+            event = self.stream.event(seq)
+            if event.kind == "goal.submitted" and not isinstance(event.body, Unreadable):
+                folded[seq] = begin(event)
+            elif event.run in folded:
+                folded[event.run] = evolve(folded[event.run], event)
+        return folded
+
+    def settle(self) -> None:
+        """All executors read and say everything, until nothing new is said."""
+        before = -1
+        while before != self.stream.last_seq:
+            before = self.stream.last_seq
+            for executor in self.executors:
+                executor.read(10**9)
+                executor.send(10**9)
+
+    def play_out(self) -> None:
+        """The planner plans, workers answer all that is open, timers fire for what nobody answers."""
+        for run in self.goals:
+            self.say_plan(run)
+        for _ in range(200):
+            self.settle()
+            before = self.stream.last_seq
+            for event in self.dispatches():
+                self.stream.say(step_completed(event.run, event.step, event.attempt), controls.completed())
+            self.settle()
+            if self.stream.last_seq != before:
+                continue
+            for run in self.runs().values():
+                if run.status == "running":
+                    for name, state in run.steps.items():
+                        if state.status == "running":
+                            self.stream.say(timer_fired(run.id, f"step.{name}.{state.attempt}"), controls.fired())
+            self.settle()
+            if self.stream.last_seq != before:
+                continue
+            for run in self.runs().values():
+                if run.status == "running":
+                    self.stream.say(timer_fired(run.id, "deadline"), controls.fired())
+            self.settle()
+            if self.stream.last_seq == before:
+                return
+        raise AssertionError("the world does not come to rest")
+
+
+def audit(stream: Stream) -> dict[int, Run]:
+    """Walk the stream once; every rule is checked at every prefix. The runs at the end come back."""
+    runs: dict[int, Run] = {}
+    limits: dict[int, tuple[str, int]] = {}
+    ends: Counter[tuple[int, str, int]] = Counter()
+    tokens: Counter[tuple[int, str]] = Counter()
+    for seq in range(1, stream.last_seq + 1):
+        event = stream.event(seq)
+        if event.kind == "goal.submitted":
+            if not isinstance(event.body, Unreadable):
+                runs[seq] = begin(event)
+            continue
+        before = runs.get(event.run)
+        if before is None:
+            continue
+        after = runs[event.run] = evolve(before, event)
+        if after is before:
+            continue
+        assert not before.ended, f"{event.kind} changed run {event.run} after its end"
+        if event.kind == "plan.created" and after.plan is not None:
+            limits[after.id] = (after.plan.directive.name, after.plan.directive.max_concurrent_runs)
+        if event.kind == "run.started" and after.status == "running":
+            directive, limit = limits[after.id]
+            held = sum(run.status == "running" and limits[run.id][0] == directive for run in runs.values())
+            assert held <= limit, f"{held} runs of {directive} at event {seq}"
+        if event.kind == "step.dispatched" and not isinstance(event.body, Unreadable):
+            plan = after.step_plan(event.step)
+            assert all(after.steps[need].status in STEP_ENDS for need in plan.needs), f"{event.step} before its needs"
+            assert after.steps[event.step].attempt <= plan.max_attempts
+        if event.kind in ("step.completed", "step.failed"):
+            ends[event.run, event.step, event.attempt] += 1
+        if event.kind == "llm.called":
+            tokens[event.run, "input"] += event.body.input_tokens or 0
+            tokens[event.run, "output"] += event.body.output_tokens or 0
+        if event.kind == "run.completed" and isinstance(event.body, RunCompleted):
+            running = [name for name, state in before.steps.items() if state.status == "running"]
+            assert not running, f"run {event.run} was over while {running} ran"
+            assert event.body.steps == {name: state.status for name, state in after.steps.items()}
+            assert (event.body.tokens.input, event.body.tokens.output) == (
+                tokens[event.run, "input"],
+                tokens[event.run, "output"],
+            )
+    assert not [attempt for attempt, count in ends.items() if count > 1], "an attempt ended twice"
+    return runs
+
+
+class Calm(RuleBasedStateMachine):
+    """Executors at different places, workers of every kind, timers. Nobody dies, nobody lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+
+    @rule(plan=st.sampled_from(PLANS), planned=st.booleans())
+    def submit(self, plan: PlanCreated, planned: bool) -> None:
+        self.world.submit(plan)
+        if planned:
+            self.world.say_plan(self.world.stream.last_seq)
+
+    @precondition(lambda self: self.world.goals)
+    @rule(data=st.data())
+    def plan(self, data: st.DataObject) -> None:
+        """Perhaps once more: a goal that is delivered again is planned again."""
+        self.world.say_plan(data.draw(st.sampled_from(sorted(self.world.goals))))
+
+    @rule(who=st.integers(0, EXECUTORS_MAX - 1), count=st.integers(1, 12))
+    def read(self, who: int, count: int) -> None:
+        executors = self.world.executors
+        executors[who % len(executors)].read(count)
+
+    @rule(who=st.integers(0, EXECUTORS_MAX - 1), count=st.integers(1, 6))
+    def send(self, who: int, count: int) -> None:
+        executors = self.world.executors
+        executors[who % len(executors)].send(count)
+
+    @precondition(lambda self: self.world.dispatches())
+    @rule(data=st.data(), how=st.sampled_from(["done", "done", "again", "final", "both", "said twice"]))
+    def work(self, data: st.DataObject, how: str) -> None:
+        """Any dispatched attempt, also one that has ended long ago: a zombie answers, too."""
+        event = data.draw(st.sampled_from(self.world.dispatches()))
+        completed, failed = (build(event.run, event.step, event.attempt) for build in (step_completed, step_failed))
+        say = self.world.stream.say
+        if how in ("done", "both", "said twice"):
+            say(completed, controls.completed())
+        if how != "done":
+            say(failed, controls.failed(retryable=how != "final"))
+        if how == "said twice":
+            say(completed, controls.completed(outputs={"n": 2}))
+
+    @precondition(lambda self: self.world.dispatches())
+    @rule(data=st.data(), call=st.integers(1, 3), used=st.none() | st.integers(0, 500))
+    def call(self, data: st.DataObject, call: int, used: int | None) -> None:
+        event = data.draw(st.sampled_from(self.world.dispatches()))
+        subject = llm_called(event.run, event.step, f"{event.attempt}-{call}")
+        self.world.stream.say(subject, controls.called(input_tokens=used, output_tokens=used))
+
+    @precondition(lambda self: self.world.dispatches())
+    @rule(data=st.data(), whole_run=st.booleans())
+    def fire(self, data: st.DataObject, whole_run: bool) -> None:
+        event = data.draw(st.sampled_from(self.world.dispatches()))
+        what = "deadline" if whole_run else f"step.{event.step}.{event.attempt}"
+        self.world.stream.say(timer_fired(event.run, what), controls.fired())
+
+    @precondition(lambda self: len(self.world.executors) < EXECUTORS_MAX)
+    @rule()
+    def one_more(self) -> None:
+        self.world.executors.append(Executor(self.world.stream))
+
+    def teardown(self) -> None:
+        world = self.world
+        world.play_out()
+        runs = audit(world.stream)
+        for run in world.goals:
+            assert runs[run].ended, f"run {run} is {runs[run].status} for ever"
+            ends = [subject for subject, *_ in world.stream.messages if subject == run_completed(run)]
+            assert len(ends) == 1 or world.tainted or runs[run].status == "rejected"
+        for executor in world.executors:
+            assert executor.engine.runs == {}, "an ended run is kept in memory"
+            assert not executor.engine._said and not executor.engine._waiting and not executor.engine._holding
+        assert Executor(world.stream).outbox == [], "a new executor finds something unsaid"
+
+
+class Killed(Calm):
+    """And executors die at any moment, with whatever they had not appended; a new one takes their place."""
+
+    @rule(who=st.integers(0, EXECUTORS_MAX - 1), sent=st.integers(0, 3))
+    def kill(self, who: int, sent: int) -> None:
+        executors = self.world.executors
+        at = who % len(executors)
+        executors[at].send(sent)
+        executors[at] = Executor(self.world.stream)
+
+
+class Lied(Killed):
+    """And a stranger publishes what is no event under subjects of runs that are there, or repeats what was said."""
+
+    @precondition(lambda self: self.world.goals)
+    @rule(data=st.data(), step=st.sampled_from("abc"), attempt=st.integers(1, 3), body=st.sampled_from([ACK, b"\xff"]))
+    def lie(self, data: st.DataObject, step: str, attempt: int, body: bytes) -> None:
+        run = data.draw(st.sampled_from(sorted(self.world.goals)))
+        subject = data.draw(
+            st.sampled_from(
+                [
+                    plan_created(run),
+                    run_queued(run),
+                    run_started(run),
+                    step_dispatched(run, step, attempt, "noop"),
+                    step_dispatched(run, step, attempt, "other"),
+                    step_completed(run, step, attempt),
+                    step_failed(run, step, attempt),
+                    step_skipped(run, step),
+                    llm_called(run, step, "x"),
+                    timer_fired(run, "deadline"),
+                    timer_fired(run, f"step.{step}.{attempt}"),
+                    run_completed(run),
+                    run_cancel_requested(run, "eve"),
+                    f"goal.submitted.{run}",
+                    f"audit.something.{run}",
+                ]
+            )
+        )
+        self.world.tainted = True
+        self.world.stream.put(subject, body)
+
+    @precondition(lambda self: self.world.stream.last_seq > 0)
+    @rule(data=st.data())
+    def repeat(self, data: st.DataObject) -> None:
+        """A plain publish of a stored message: what was said counts once."""
+        subject, _, _, body = data.draw(st.sampled_from(self.world.stream.messages))
+        if not subject.startswith(("goal.submitted", "llm.called")):
+            self.world.tainted = True
+            self.world.stream.put(subject, body)
+
+
+# No shrinking: a world takes long to shrink, and the audit says in words what is wrong.
+_short = settings(
+    max_examples=40,
+    stateful_step_count=40,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+    report_multiple_bugs=False,
+)
+TestCalm = Calm.TestCase
+TestCalm.settings = _short
+TestKilled = Killed.TestCase
+TestKilled.settings = _short
+TestLied = Lied.TestCase
+TestLied.settings = _short
+
+
+# -- one engine or three -------------------------------------------------------------------------------------
+
+
+def outcome(run: int, step: str, attempt: int) -> tuple[str, Any]:
+    """How this attempt ends, whoever performs it and whenever."""
+    chance = random.Random(f"{run}/{step}/{attempt}").random()
+    if chance < 0.6:
+        return step_completed(run, step, attempt), controls.completed()
+    return step_failed(run, step, attempt), controls.failed(retryable=chance < 0.9)
+
+
+def results(executors: int, seed: int) -> dict[int, tuple[str, dict[str, tuple[str, int]]]]:
+    """Six goals, `executors` of them deciding at paces given by the seed; the runs' ends."""
+    chance = random.Random(seed)
+    world = World()
+    world.executors = [Executor(world.stream) for _ in range(executors)]
+    for n in range(6):
+        world.submit(PLANS[n % len(PLANS)])
+    for run in world.goals:
+        world.say_plan(run)
+    for _ in range(2_000):
+        executor = chance.choice(world.executors)
+        executor.read(chance.randint(0, 5))
+        executor.send(chance.randint(0, 5))
+        if chance.random() < 0.3 and (open_ := world.dispatches()):
+            event = chance.choice(open_)
+            world.stream.say(*outcome(event.run, event.step, event.attempt))
+        if all(run.ended for run in world.runs().values()):
+            break
+    return {
+        run.id: (run.status, {name: (state.status, state.attempt) for name, state in run.steps.items()})
+        for run in audit(world.stream).values()
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_number_of_executors_comes_to_the_same_end(seed: int) -> None:
+    """Which of them was first to say a fact leaves no trace in what came of the run."""
+    alone = results(1, seed)
+    assert all(status in ("succeeded", "failed") for status, _ in alone.values())
+    assert results(2, seed + 100) == alone
+    assert results(3, seed + 200) == alone
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_an_engine_restarted_anywhere_says_what_the_living_one_says(data: st.DataObject) -> None:
+    """At any place of a finished stream: what a new engine finds due is what is not said up to there, and it is not
+    said otherwise.
+    """
+    world = World()
+    for plan in PLANS:
+        world.submit(plan)
+    world.play_out()
+    at = data.draw(st.integers(0, world.stream.last_seq))
+    prefix = Stream()
+    for subject, _, _, body in world.stream.messages[:at]:
+        prefix.put(subject, body)
+    whole = {subject: body for subject, _, _, body in world.stream.messages}
+    new = Executor(prefix)
+    for subject, body in new.outbox:
+        assert subject in whole
+        if subject in prefix.subjects:
+            continue
+        assert encode(body) == whole[subject], subject
