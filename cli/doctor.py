@@ -49,7 +49,7 @@ async def _checks() -> list[Check]:
     found.append(("NATS", "ok", f"{bare(nats_url())}: {bus.server}"))
 
     async def agents(service: str) -> str:
-        hosts = [info.get("metadata", {}).get("host", "?") for info in await bus.discover(service)]
+        hosts = [info.host for info in await bus.discover(service)]
         if not hosts:
             raise RemitError("none answers")
         return ", ".join(sorted(hosts))

@@ -15,7 +15,7 @@ from shared.events import Event, LlmCalled, PlanCreated, StepCompleted, StepFail
 from shared.plan import Step
 from shared.pull import Reader
 from shared.run import Run
-from shared.story import Story, read_story, tell
+from shared.story import Story, read_story
 from shared.subjects import EVENTS, of_run, progress
 
 PATIENCE_S = 5.0
@@ -28,10 +28,10 @@ async def follow(bus: Bus, run: int, *, quiet: bool = False, progress_too: bool 
     shown = _Shown(quiet)
     for told in story.told[1:]:
         shown.event(story.run, told.event, told.note)
-    start = story.told[-1].event.seq + 1
+    start = story.last_seq + 1
 
     def on_event(subject: str, seq: int, at_ns: int, data: bytes) -> None:
-        told = tell(story, subject, seq, at_ns, data)
+        told = story.fold(subject, seq, at_ns, data)
         shown.event(story.run, told.event, told.note)
         if story.run.ended:
             over.set()

@@ -187,7 +187,7 @@ def hosts(output: str) -> None:
         found: dict[str, dict[str, Any]] = {}
         for service in ("gpu", "logs"):
             for info in await bus.discover(service):
-                name = info.get("metadata", {}).get("host", "")
+                name = info.host
                 if name:
                     found.setdefault(name, {"host": name, "agents": []})["agents"].append(service)
         try:

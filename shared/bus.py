@@ -45,13 +45,27 @@ _EXPECTED_HEADER = b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: 0\r\n\r\n"
 
 
 class _Client(nats.aio.client.Client):  # type: ignore[misc]
-    """The client, without a parse of the one header that nearly every message carries: a tenth of a fold's time."""
+    """The client, with two changes: it does not parse the one header that nearly every message carries (a tenth of a
+    fold's time), and a subject that is no UTF-8, which the server stores without complaint, does not end its read loop.
+    """
 
     async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
         if not headers or headers == _EXPECTED_HEADER:
             return None
         parsed: dict[str, str] | None = await super()._process_headers(headers)
         return parsed
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Any:
+        return self.msg_class(
+            subject=subject.decode(errors="replace"),
+            reply=reply.decode(errors="replace"),
+            data=data,
+            headers=headers,
+            _client=self,
+            _sid=sid,
+        )
 
 
 class ApiError(RemitError):
@@ -60,6 +74,19 @@ class ApiError(RemitError):
     def __init__(self, code: int, description: str) -> None:
         super().__init__(f"JetStream says: {description} ({code})")
         self.code = code
+
+
+class ServiceInfo(msgspec.Struct):
+    """What discovery tells of one instance of a micro service; agents put their host into the metadata."""
+
+    name: str
+    id: str = ""
+    version: str = ""
+    metadata: dict[str, str] = {}
+
+    @property
+    def host(self) -> str:
+        return self.metadata.get("host", "")
 
 
 class Bus:
@@ -292,6 +319,8 @@ class Bus:
                 os.replace(part, into)  # the digest is checked after the bytes are written
             except (nats.js.errors.ObjectNotFoundError, nats.js.errors.ObjectDeletedError) as error:
                 raise NotFound(f"there is no object {name}") from error
+            except nats.js.errors.Error as error:
+                raise RemitError(f"the object {name} is damaged: {error}") from error
             finally:
                 part.unlink(missing_ok=True)
 
@@ -323,9 +352,15 @@ class Bus:
                 EndpointConfig(name=subject.rsplit(".", 1)[-1], subject=subject, handler=start(endpoint))
             )
 
-    async def discover(self, name: str) -> list[dict[str, Any]]:
+    async def discover(self, name: str) -> list[ServiceInfo]:
         """What every instance of the micro service `name` says of itself (`$SRV.INFO`)."""
-        return [msgspec.json.decode(answer) for answer in await self.request_all(f"$SRV.INFO.{name}")]
+        found: list[ServiceInfo] = []
+        for answer in await self.request_all(f"$SRV.INFO.{name}"):
+            try:
+                found.append(msgspec.json.decode(answer, type=ServiceInfo))
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                log.warning("somebody answers for %s with what is no service's word: %s", name, error)
+        return found
 
     async def close(self) -> None:
         for service in self._services:

@@ -228,16 +228,6 @@ class Reader:
         self._forget: Callable[[], None] | None = None
         self._consumer_seq = 0
 
-    async def count(self) -> int:
-        """How many messages lie ahead in the stream now."""
-        config = self._config()
-        name = config["name"]
-        created = await self._bus.api(
-            f"CONSUMER.CREATE.{self._stream}.{name}", {"stream_name": self._stream, "config": config}
-        )
-        await self._bus.api(f"CONSUMER.DELETE.{self._stream}.{name}")
-        return int(created["num_pending"])
-
     async def start(self) -> "Reader":
         await self._open()
         self._forget = self._bus.on_reconnected(self._reconnected)
@@ -322,29 +312,3 @@ class Reader:
             except (Unavailable, ApiError) as error:
                 log.warning("cannot read %s yet: %s", self._stream, error)
                 await asyncio.sleep(RETRY_S)
-
-
-async def collect(
-    bus: Bus, stream: str, subjects: Sequence[str], *, start_seq: int = 1, timeout_s: float = 30.0
-) -> list[tuple[str, int, int, bytes]]:
-    """Every message on `subjects` that is in the stream now: `(subject, seq, at_ns, data)` in order."""
-    found: list[tuple[str, int, int, bytes]] = []
-    whole = asyncio.Event()
-
-    def on_message(subject: str, seq: int, at_ns: int, data: bytes) -> None:
-        found.append((subject, seq, at_ns, data))
-        if len(found) >= expected:
-            whole.set()
-
-    reader = Reader(bus, stream, on_message, start_seq=start_seq, subjects=subjects)
-    expected = await reader.count()
-    if expected == 0:
-        return found
-    await reader.start()
-    try:
-        await asyncio.wait_for(whole.wait(), timeout_s)
-    except TimeoutError:
-        raise Unavailable(f"stream {stream} gave {len(found)} of {expected} messages in {timeout_s:g} s") from None
-    finally:
-        await reader.stop()
-    return found[:expected]

@@ -17,18 +17,19 @@ from shared.subjects import run_queued, run_started
 class Engine:
     """The executor's mind. Memory grows with active runs only: a run that has ended is forgotten."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, deciding: bool = True) -> None:
         self.runs: dict[int, Run] = {}
         self.position = 0
         self.at_ns = 0
         self.refused = 0
-        self.deciding = False  # until `due` is called: what is read of the past was answered in the past
+        # False until `due` is called: what a new executor reads of the past was answered in the past.
+        self.deciding = deciding
         self._waiting: dict[str, dict[int, None]] = defaultdict(dict)  # by directive, in the stream's order
         self._holding: dict[str, set[int]] = defaultdict(set)  # by directive: started, or said to be
         self._said: dict[int, set[str]] = {}
 
     def apply(self, event: Event) -> list[Fact]:
-        """Fold one event; the facts that follow from it and were not said before. None before `due` was called."""
+        """Fold one event; the facts that follow from it and were not said before. None while it does not decide."""
         self.position, self.at_ns = event.seq, event.at_ns
         if event.kind == "goal.submitted":
             if not isinstance(event.body, Unreadable):

@@ -19,12 +19,12 @@ from aiohttp import web
 
 from services.gateway.asked import answered, run_of
 from services.gateway.problems import Problem
-from services.gateway.reading import read_run
 from services.gateway.views import announced, run_view
 from shared.bus import Bus
 from shared.errors import NotFound
 from shared.events import Artifact
 from shared.run import Run
+from shared.story import read_story
 from shared.subjects import ARTIFACTS_BUCKET, artifact
 
 REPORT = "report.md"
@@ -45,18 +45,18 @@ class Artifacts:
 
     async def list(self, request: web.Request) -> web.Response:
         """`GET /api/runs/{run}/artifacts`"""
-        view = run_view(await read_run(self._bus, run_of(request)))
+        view = run_view(await read_story(self._bus, run_of(request)))
         rows = [{**msgspec.to_builtins(one), "url": _url(view.run, one.name)} for one in view.artifacts]
         return answered({"run": view.run, "status": view.status, "artifacts": rows})
 
     async def one(self, request: web.Request) -> web.StreamResponse:
         """`GET /api/runs/{run}/artifacts/{name}`"""
-        run = (await read_run(self._bus, run_of(request))).run
+        run = (await read_story(self._bus, run_of(request))).run
         return await self._send(request, run, request.match_info["name"], "attachment")
 
     async def report(self, request: web.Request) -> web.StreamResponse:
         """`GET /api/runs/{run}/report`: what the run wrote for people."""
-        run = (await read_run(self._bus, run_of(request))).run
+        run = (await read_story(self._bus, run_of(request))).run
         return await self._send(request, run, REPORT, "inline")
 
     async def _send(self, request: web.Request, run: Run, name: str, disposition: str) -> web.StreamResponse:

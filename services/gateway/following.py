@@ -11,11 +11,11 @@ import asyncio
 import msgspec
 from aiohttp import web
 
-from services.gateway.reading import Told, begun, read_run
 from services.gateway.views import event_view
 from shared.bus import Bus
 from shared.errors import Unavailable
 from shared.pull import Reader
+from shared.story import Told, begun, read_story
 from shared.subjects import EVENTS, of_run
 
 HEARTBEAT_S = 15.0
@@ -46,7 +46,7 @@ class Follower:
 
     async def follow(self, request: web.Request, run: int, after: int) -> web.StreamResponse:
         """The run's events behind sequence `after`."""
-        reading = await read_run(self._bus, run)
+        reading = await read_story(self._bus, run)
         if not reading.run.ended:
             return await self._live(request, run, after)
         left = [told for told in reading.told if told.event.seq > after]

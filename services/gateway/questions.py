@@ -7,7 +7,7 @@ import msgspec
 from aiohttp import web
 
 from services.gateway.asked import answered, limit
-from shared.bus import Bus
+from shared.bus import Bus, ServiceInfo
 from shared.errors import Malformed, Unavailable
 from shared.ledger import Answer, Question
 from shared.subjects import is_token, registry
@@ -64,31 +64,21 @@ class Questions:
                 notes.append(f"without the hosts that have worked: {error.message}")
                 return []
 
-        async def found_by(name: str) -> list[dict[str, Any]]:
-            try:
-                return await self._bus.discover(name)
-            except msgspec.DecodeError:
-                # Anybody may answer a discovery; one that talks nonsense must not hide the page.
-                notes.append(f"without the {name} agents: an answer to their discovery cannot be read")
-                return []
-
-        rows, *found = await asyncio.gather(worked(), *(found_by(name) for name in AGENTS))
+        rows, *found = await asyncio.gather(worked(), *(self._bus.discover(name) for name in AGENTS))
         agents = dict(zip(AGENTS, found, strict=True))
         return answered({"hosts": merged(agents, rows), "notes": notes})
 
 
-def merged(agents: dict[str, list[dict[str, Any]]], rows: list[dict[str, Any]]) -> list[HostView]:
+def merged(agents: dict[str, list[ServiceInfo]], rows: list[dict[str, Any]]) -> list[HostView]:
     """Hosts by name: what discovery found (anybody may answer there, so only what reads as an agent counts)."""
     hosts: dict[str, HostView] = {}
     for row in rows:
         hosts[row["host"]] = msgspec.convert(row, HostView)
     for name, infos in agents.items():
         for info in infos:
-            metadata = info.get("metadata") if isinstance(info, dict) else None
-            host = metadata.get("host") if isinstance(metadata, dict) else None
-            if isinstance(host, str) and is_token(host):
-                agent = {"name": name, "id": str(info.get("id", "")), "version": str(info.get("version", ""))}
-                hosts.setdefault(host, HostView(host=host, agents=[])).agents.append(agent)
+            if is_token(info.host):
+                agent = {"name": name, "id": info.id, "version": info.version}
+                hosts.setdefault(info.host, HostView(host=info.host, agents=[])).agents.append(agent)
     for view in hosts.values():
         view.agents.sort(key=lambda agent: (agent["name"], agent["id"]))
     return [hosts[host] for host in sorted(hosts)]

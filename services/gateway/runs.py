@@ -9,12 +9,12 @@ from services.gateway.asked import answered, last_event_id, limit, number, run_o
 from services.gateway.following import Follower
 from services.gateway.problems import Problem
 from services.gateway.questions import ask
-from services.gateway.reading import read_run
 from services.gateway.views import event_view, run_view
 from shared.bus import Bus
 from shared.errors import NotFound, Unavailable
 from shared.ledger import LIMIT_MAX, Question
 from shared.plan import GOAL_BYTES_MAX, read_goal
+from shared.story import read_story
 from shared.subjects import EVENTS, goal_submitted
 
 BODY_S = 10.0
@@ -69,11 +69,11 @@ class Runs:
 
     async def show(self, request: web.Request) -> web.Response:
         """`GET /api/runs/{run}`"""
-        return answered(run_view(await read_run(self._bus, run_of(request))))
+        return answered(run_view(await read_story(self._bus, run_of(request))))
 
     async def plan(self, request: web.Request) -> web.Response:
         """`GET /api/runs/{run}/plan`: byte for byte as the planner said it, so that its hash can be checked."""
-        reading = await read_run(self._bus, run_of(request))
+        reading = await read_story(self._bus, run_of(request))
         run = reading.run
         if reading.plan is None:
             why = f"it was rejected: {run.reason}" if run.status == "rejected" else "it is not planned yet"
@@ -86,7 +86,7 @@ class Runs:
         if wants_stream(request):
             return await self._follower.follow(request, run, last_event_id(request))
         after, most = number(request, "after", 0), limit(request, LIMIT_MAX)
-        reading = await read_run(self._bus, run)
+        reading = await read_story(self._bus, run)
         left = [told for told in reading.told if told.event.seq > after]
         page = left[:most]
         following = page[-1].event.seq if len(left) > len(page) else None

@@ -1,14 +1,14 @@
-"""What is shown of a run, pure: a `Reading` in, plain structs out, named and valued as the registry's rows are."""
+"""What is shown of a run, pure: a `Story` in, plain structs out, named and valued as the registry's rows are."""
 
 from typing import Any
 
 import msgspec
 
-from services.gateway.reading import Reading, Told
 from shared.clock import NS_PER_S, rfc3339
 from shared.events import Artifact, Unreadable
 from shared.run import Run, StepState
 from shared.status import RunStatus, StepStatus
+from shared.story import Story, Told
 
 BODY_CHARS_MAX_UNREADABLE = 4_096
 ARTIFACT_NAME_CHARS_MAX = 200
@@ -75,7 +75,7 @@ class EventView(msgspec.Struct, kw_only=True):
     body: Any
 
 
-def run_view(reading: Reading) -> RunView:
+def run_view(reading: Story) -> RunView:
     run, goal, plan = reading.run, reading.goal, reading.run.plan
     return RunView(
         run=run.id,

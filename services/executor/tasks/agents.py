@@ -13,7 +13,7 @@ async def hosts_of(bus: Bus, service: str, wanted: list[str] | None) -> list[str
     """The hosts asked for, or else every host on which an agent of `service` answers discovery now."""
     if wanted is not None:
         return sorted(set(wanted))
-    found = {info.get("metadata", {}).get("host", "") for info in await bus.discover(service)}
+    found = {info.host for info in await bus.discover(service)}
     return sorted(host for host in found if host)
 
 

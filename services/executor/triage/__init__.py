@@ -6,9 +6,9 @@ then `miner`, `bursts` and `closing` make the source's report, `ranking` the fin
 `for_people` and `for_programs` the two artifacts.
 """
 
-from .for_people import markdown
-from .for_programs import Document, document
-from .model import (
+from services.executor.triage.for_people import markdown
+from services.executor.triage.for_programs import Document, document
+from services.executor.triage.model import (
     SEVERITIES,
     Burst,
     Evidence,
@@ -19,8 +19,8 @@ from .model import (
     Unread,
     Window,
 )
-from .ranking import rank
-from .source import SourceTriage
+from services.executor.triage.ranking import rank
+from services.executor.triage.source import SourceTriage
 
 __all__ = [
     "SEVERITIES",

@@ -3,9 +3,8 @@
 import re
 from typing import Final
 
+from services.executor.triage.model import LINE_CHARS_MAX
 from shared.redact import redact
-
-from .model import LINE_CHARS_MAX
 
 CUT_MARGIN_CHARS: Final = 2_100  # longer than any secret without an end that the redaction would know
 CUT_MARK: Final = " …(cut)"

@@ -5,10 +5,10 @@ from typing import Final
 
 from shared.redact import redact
 
-from . import times
-from .bursts import stretches
-from .miner import wildcard_forms
-from .model import (
+from services.executor.triage. import times
+from services.executor.triage.bursts import stretches
+from services.executor.triage.miner import wildcard_forms
+from services.executor.triage.model import (
     EVIDENCE_CHARS_MAX,
     EVIDENCE_MAX,
     SEVERITIES,
@@ -21,7 +21,7 @@ from .model import (
     SourceReport,
     Template,
 )
-from .tally import Sample, Tally
+from services.executor.triage.tally import Sample, Tally
 
 MERGED_SHAPES_MAX: Final = 50
 _ORDER: Final = {name: i for i, name in enumerate(SEVERITIES)}

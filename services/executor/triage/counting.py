@@ -10,15 +10,15 @@ from typing import Final
 
 from shared.redact import redact
 
-from . import severity, times
-from .clean import is_noise, sample
-from .closing import Account
-from .fold import exception_class
-from .mask import DIGITS_AS_ONE, WILDCARD, shape_of
-from .miner import merge_shapes
-from .model import EVIDENCE_MAX, SAMPLE_CHARS_SHORT, SAMPLES_CHARS_MAX, SEVERITIES, SHAPES_MAX
-from .naming import Event, Name
-from .tally import Tally
+from services.executor.triage. import severity, times
+from services.executor.triage.clean import is_noise, sample
+from services.executor.triage.closing import Account
+from services.executor.triage.fold import exception_class
+from services.executor.triage.mask import DIGITS_AS_ONE, WILDCARD, shape_of
+from services.executor.triage.miner import merge_shapes
+from services.executor.triage.model import EVIDENCE_MAX, SAMPLE_CHARS_SHORT, SAMPLES_CHARS_MAX, SEVERITIES, SHAPES_MAX
+from services.executor.triage.naming import Event, Name
+from services.executor.triage.tally import Tally
 
 CACHE_MAX: Final = 20_000
 BUCKET_S: Final = 10

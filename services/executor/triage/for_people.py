@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from .for_programs import Document, TriagedSource
-from .model import SEVERITIES, Evidence, Finding, SourceReport
+from services.executor.triage.for_programs import Document, TriagedSource
+from services.executor.triage.model import SEVERITIES, Evidence, Finding, SourceReport
 
 TITLE_CHARS_MAX: Final = 160
 TEMPLATES_SHOWN_MAX: Final = 5

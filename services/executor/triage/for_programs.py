@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
+from services.executor.triage.clean import clean
+from services.executor.triage.model import Finding, SourceReport, Unread, Window
+from services.executor.triage.ranking import counted, rank
 from shared.redact import redact
-
-from .clean import clean
-from .model import Finding, SourceReport, Unread, Window
-from .ranking import counted, rank
 
 FORMAT: str = "remit.triage/1"
 FINDINGS_MAX: int = 20

@@ -14,7 +14,7 @@ A wrong cut is worse than no cut: a word that may be prose ("Failed: …", "java
 import re
 from typing import Final, NamedTuple
 
-from .fields import (
+from services.executor.triage.fields import (
     AFTER_LEVEL,
     BRACKET,
     COLUMN,

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from .mask import WILDCARD
+from services.executor.triage.mask import WILDCARD
 
 # A place with this many different words is a parameter. Chosen by measurement: docs/decisions/0004.
 WORDS_MIN: Final = 5

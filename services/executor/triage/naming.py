@@ -3,10 +3,10 @@
 from collections import deque
 from typing import Final, NamedTuple
 
-from .clean import sample, shorten
-from .fold import Trace
-from .model import SAMPLE_CHARS_MAX, TRACE_HEAD_LINES_MAX, TRACE_TAIL_LINES_MAX
-from .reading import Reading
+from services.executor.triage.clean import sample, shorten
+from services.executor.triage.fold import Trace
+from services.executor.triage.model import SAMPLE_CHARS_MAX, TRACE_HEAD_LINES_MAX, TRACE_TAIL_LINES_MAX
+from services.executor.triage.reading import Reading
 
 MESSAGE_CHARS_MAX: Final = 2_000  # what comes later in a message does not tell statements apart
 EXCEPTION_CHARS_MAX: Final = 800

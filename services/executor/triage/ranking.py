@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from .model import SEVERITIES, Finding, SourceReport, Template
+from services.executor.triage.model import SEVERITIES, Finding, SourceReport, Template
 
 _CLASS: Final = {"critical": 3, "error": 2, "warning": 1}
 RARITY_WEIGHT: Final = 40.0

@@ -9,13 +9,13 @@ whatever the number of lines.
 from collections.abc import Sequence
 from typing import Final
 
-from .clean import clean, cut
-from .closing import Account, report
-from .counting import BUCKET_S, Counting
-from .fold import Trace, opens
-from .model import LINE_CHARS_MAX, STREAMS_MAX, TRACE_LINES_MAX, Line, SourceReport
-from .naming import Event, named
-from .reading import Reading, read
+from services.executor.triage.clean import clean, cut
+from services.executor.triage.closing import Account, report
+from services.executor.triage.counting import BUCKET_S, Counting
+from services.executor.triage.fold import Trace, opens
+from services.executor.triage.model import LINE_CHARS_MAX, STREAMS_MAX, TRACE_LINES_MAX, Line, SourceReport
+from services.executor.triage.naming import Event, named
+from services.executor.triage.reading import Reading, read
 
 _BLANK: Final = -1
 

@@ -1,6 +1,6 @@
 """Counts what came of one shape: how often, how bad, when, and a few of its lines as evidence."""
 
-from .model import BUCKETS_MAX, EVIDENCE_MAX
+from services.executor.triage.model import BUCKETS_MAX, EVIDENCE_MAX
 
 Sample = tuple[str, str | None, str]  # text, at, stream; not yet redacted
 
