@@ -29,19 +29,24 @@ from tests.controls import ACK, Stream
 
 
 class Shell:
-    """One executor without NATS: reads the stream in order, appends what follows, create-only."""
+    """One executor without NATS: reads the stream in order, appends what follows, create-only.
+
+    It lives since the stream's beginning; `restarted` is one that finds a past.
+    """
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.engine = Engine()
+        self.engine.due()
         self.position = 0
 
     @classmethod
     def restarted(cls, stream: Stream) -> "Shell":
         """As `Executor.start` does: says nothing up to the end that it found, then everything that is due."""
         shell = cls(stream)
+        shell.engine = Engine()
         while shell.position < stream.last_seq:
-            shell.read_one()
+            assert shell.read_one() == []
         shell.say(shell.engine.due())
         return shell
 
@@ -476,3 +481,32 @@ def test_a_result_after_the_end_changes_nothing() -> None:
     over = stream.fold(run)
     late = stream.put(step_failed(run, "a", 1), controls.failed())
     assert evolve(over, stream.event(late)) is over
+
+
+# -- several executors -------------------------------------------------------------------------------------
+
+
+def test_a_run_is_not_over_while_one_of_its_steps_runs() -> None:
+    """The first executor is slow between its two dispatches; the second one sees a failed and b not yet dispatched.
+    Whatever the second one then says of b, the run must not end with b in a worker's hands.
+    """
+    stream = Stream()
+    run = stream.planned(controls.plan(controls.step("a", max_attempts=1), controls.step("b")))
+    stream.put(run_started(run), controls.started())
+    first, second = Shell(stream), Shell(stream)
+    facts = [fact for _ in range(3) for fact in first.read_one()]
+    to_b = next(fact for fact in facts if fact[0] == step_dispatched(run, "b", 1, "noop"))
+    first.say([fact for fact in facts if fact is not to_b])
+    stream.put(step_failed(run, "a", 1), controls.failed())
+    late = [fact for _ in range(stream.last_seq) for fact in second.read_one()]
+    first.say([to_b])
+    second.say(late)
+    for shell in (first, second, first, second):
+        shell.catch_up()
+    ends = [seq for subject, seq, *_ in stream.messages if subject == run_completed(run)]
+    for seq in ends:
+        assert stream.fold(run, until=seq - 1).steps["b"].status != "running"
+    stream.say(step_completed(run, "b", 1), controls.completed())
+    for shell in (first, second, first, second):
+        shell.catch_up()
+    assert status(stream, run) == "failed"

@@ -3,9 +3,7 @@
 import hashlib
 from typing import Final
 
-from shared.redact import redact
-
-from services.executor.triage. import times
+from services.executor.triage import times
 from services.executor.triage.bursts import stretches
 from services.executor.triage.miner import wildcard_forms
 from services.executor.triage.model import (
@@ -22,6 +20,7 @@ from services.executor.triage.model import (
     Template,
 )
 from services.executor.triage.tally import Sample, Tally
+from shared.redact import redact
 
 MERGED_SHAPES_MAX: Final = 50
 _ORDER: Final = {name: i for i, name in enumerate(SEVERITIES)}

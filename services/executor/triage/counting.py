@@ -8,9 +8,7 @@ templates early, and if that does not make room the rarest harmless ones are let
 import re
 from typing import Final
 
-from shared.redact import redact
-
-from services.executor.triage. import severity, times
+from services.executor.triage import severity, times
 from services.executor.triage.clean import is_noise, sample
 from services.executor.triage.closing import Account
 from services.executor.triage.fold import exception_class
@@ -19,6 +17,7 @@ from services.executor.triage.miner import merge_shapes
 from services.executor.triage.model import EVIDENCE_MAX, SAMPLE_CHARS_SHORT, SAMPLES_CHARS_MAX, SEVERITIES, SHAPES_MAX
 from services.executor.triage.naming import Event, Name
 from services.executor.triage.tally import Tally
+from shared.redact import redact
 
 CACHE_MAX: Final = 20_000
 BUCKET_S: Final = 10

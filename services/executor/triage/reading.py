@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from services.executor.triage. import severity, structured
+from services.executor.triage import severity, structured
 from services.executor.triage.header import parse_header
 
 NAMED_LEVEL_ONLY: Final = "."  # "info: Microsoft.Hosting.Lifetime[14]": the message is on the next line
