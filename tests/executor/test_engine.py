@@ -37,14 +37,14 @@ class Shell:
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.engine = Engine()
-        self.engine.due()
+        self.engine.deciding = True
         self.position = 0
 
     @classmethod
     def restarted(cls, stream: Stream) -> "Shell":
         """As `Executor.start` does: says nothing up to the end that it found, then everything that is due."""
         shell = cls(stream)
-        shell.engine = Engine()
+        shell.engine.deciding = False
         while shell.position < stream.last_seq:
             assert shell.read_one() == []
         shell.say(shell.engine.due())

@@ -62,6 +62,7 @@ class Executor:
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.engine = Engine()
+        self.engine.deciding = False
         self.position = 0
         self.outbox: list[Fact] = []
         while self.position < stream.last_seq:  # as `service.Executor` starts: nothing is said until the end is reached
