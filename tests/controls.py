@@ -12,6 +12,7 @@ import msgspec
 
 from services.planner.planning import plan as make_plan
 from shared.catalogue import BUILT_IN, Catalogue
+from shared.clock import NS_PER_S
 from shared.events import (
     Artifact,
     Event,
@@ -163,12 +164,16 @@ def every_event(run: int = 1) -> dict[str, tuple[str, Any]]:
 
 
 class Stream:
-    """EVENTS as a list. `say` is a create-only append (0: the subject was taken), `put` a plain publish."""
+    """EVENTS as a list. `say` is a create-only append (0: the subject was taken), `put` a plain publish.
+
+    A timer is stored when it is due: the clock of the stream moves on to its time.
+    """
 
     def __init__(self) -> None:
         self.messages: list[tuple[str, int, int, bytes]] = []
         self.subjects: set[str] = set()
         self._events: dict[int, Event] = {}
+        self._at_ns = T0_NS
 
     @property
     def last_seq(self) -> int:
@@ -177,12 +182,26 @@ class Stream:
     def put(self, subject: str, body: Any) -> int:
         data = body if isinstance(body, bytes) else encode(body)
         seq = len(self.messages) + 1
-        self.messages.append((subject, seq, T0_NS + seq * TICK_NS, data))
+        self._at_ns += TICK_NS
+        if isinstance(body, TimerFired):
+            self._at_ns = max(self._at_ns, self._due_ns(subject))
+        self.messages.append((subject, seq, self._at_ns, data))
         self.subjects.add(subject)
         return seq
 
     def say(self, subject: str, body: Any) -> int:
         return 0 if subject in self.subjects else self.put(subject, body)
+
+    def _due_ns(self, subject: str) -> int:
+        """When the server would fire this timer: a step's is set a little behind its limit."""
+        _, _, number, *what = subject.split(".")
+        if not number.isdigit() or not 0 < int(number) <= self.last_seq:
+            return 0
+        run = self.fold(int(number))
+        if what == ["deadline"]:
+            return run.deadline_ns
+        state = run.steps.get(what[1])
+        return state.dispatched_ns + (run.step_plan(what[1]).timeout_s + 5) * NS_PER_S if state else 0
 
     def goal(self, goal: bytes = b'{"tasks":["noop"]}', principal: str = "") -> int:
         return self.put(goal_submitted(principal), goal)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from shared.clock import NS_PER_S
 from shared.events import KINDS, Event, Unreadable, read
 from shared.run import LEGAL, Run, evolve, refusal
 from shared.status import RUN_ENDS, STEP_ENDS
@@ -125,16 +126,22 @@ UNREADABLE_COUNTS: dict[str, set[str]] = {
 
 def stored(event: str, body: Any = None) -> Event:
     subject, own = EVENTS[event]
-    return read(subject, 100, controls.T0_NS + 10**9, body if body is not None else controls.encode(own))
+    return read(subject, 100, controls.T0_NS + 10**6 * NS_PER_S, body if body is not None else controls.encode(own))
 
 
-PAIRS = [(in_state, event) for in_state in STATES for event in EVENTS]
+# Whether a call that was made in an attempt which has ended by now belongs to the run's account is decided by the
+# world in tests/executor: the account in run.completed must be the fold's.
+OPEN_QUESTION = {
+    (one, "call in a") for one in STATES if not STATES[one].ended and one not in ("a runs", "a is overdue")
+}
+PAIRS = [(in_state, event) for in_state in STATES for event in EVENTS if (in_state, event) not in OPEN_QUESTION]
 
 
 def test_the_tables_of_this_file_name_every_kind() -> None:
     assert {subject.rsplit(".1", 1)[0].split(".1.")[0] for subject, _ in EVENTS.values()} == set(KINDS)
     assert set(LEGAL) == set(KINDS)
     assert set(COUNTS) == set(STATES)
+    assert len(PAIRS) > 350
 
 
 @pytest.mark.parametrize("in_state,event", PAIRS, ids=[f"{event} when {one}" for one, event in PAIRS])
