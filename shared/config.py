@@ -20,7 +20,7 @@ from shared.catalogue import BUILT_IN, Catalogue
 from shared.plan import Directive, TaskSpec
 from shared.pull import Reader
 from shared.streams import last_seq
-from shared.subjects import CONFIG_BUCKET
+from shared.subjects import CONFIG_BUCKET, is_token
 
 log = logging.getLogger("remit.config")
 
@@ -115,6 +115,9 @@ def entries(values: dict[str, bytes], prefix: str, struct: type[T]) -> dict[str,
 def catalogue(values: dict[str, bytes]) -> Catalogue:
     tasks = {task.name: task for task in BUILT_IN.tasks}
     for name, task in entries(values, "task.", TaskSpec).items():
+        if not is_token(name):
+            log.warning("config task.%s is left out: no subject can hold its name", name[:80])
+            continue
         tasks.setdefault(name, msgspec.structs.replace(task, name=name))  # a built-in task keeps its meaning
     directives = dict(BUILT_IN.directives)
     for name, directive in entries(values, "directive.", Directive).items():

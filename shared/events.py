@@ -6,11 +6,11 @@ has no `outputs`, cannot be read, and counts as nothing.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from shared.plan import Goal, Plan
+from shared.plan import PLAN_STEPS_MAX, Goal, Plan
 from shared.status import RunStatus, StepStatus
 from shared.subjects import RUN_DIGITS_MAX, is_principal, is_step_id
 
@@ -18,21 +18,25 @@ OUTPUTS_BYTES_MAX = 65_536  # what a step hands to later steps; anything big is 
 ATTEMPT_MAX = 1_000
 
 
+# Whole numbers that every store and language can hold exactly.
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+
+
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes in the object store `artifacts`, under `run_<run>/<name>`; `sha256` in hex."""
 
     name: str
     sha256: str
-    size_bytes: int
+    size_bytes: Count
     media_type: str = "application/octet-stream"
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True):
     """What the reported calls of a run used; `unknown_calls` counts those whose server reported nothing."""
 
-    input: int = 0
-    output: int = 0
-    unknown_calls: int = 0
+    input: Count = 0
+    output: Count = 0
+    unknown_calls: Count = 0
 
 
 class GoalRejected(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,10 +105,10 @@ class LlmCalled(msgspec.Struct, frozen=True, kw_only=True):
     request_model: str
     outcome: str
     response_model: str | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    cached_tokens: Count | None = None
+    reasoning_tokens: Count | None = None
     duration_s: float | None = None
 
 
@@ -125,7 +129,18 @@ class RunCompleted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlanCreated(Plan, frozen=True, kw_only=True):
-    """The whole plan, as `plan.created` carries it."""
+    """The whole plan, as `plan.created` carries it. Steps need only earlier ones, so none waits for itself."""
+
+    def __post_init__(self) -> None:
+        known: set[str] = set()
+        if not 1 <= len(self.steps) <= PLAN_STEPS_MAX:
+            raise ValueError(f"a plan has 1 to {PLAN_STEPS_MAX} steps")
+        for step in self.steps:
+            if step.id in known:
+                raise ValueError(f"step {step.id} is there twice")
+            if not known.issuperset(step.needs):
+                raise ValueError(f"step {step.id} needs a step that does not stand before it")
+            known.add(step.id)
 
 
 class Unreadable(msgspec.Struct, frozen=True):
@@ -224,6 +239,7 @@ def read(subject: str, seq: int, at_ns: int, data: bytes) -> Event:
     elif rest:
         event.tail = ".".join(parts[3:])
     try:
+        data.decode()  # msgspec passes over broken text in fields that it skips, and not every store would
         event.body = decode(data)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         event.body = Unreadable(str(error)[:300])

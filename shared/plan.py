@@ -4,8 +4,9 @@
 """
 
 import hashlib
+import json
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -18,16 +19,11 @@ PARAMS_BYTES_MAX = 16_384
 TASKS_MAX = 100
 HOSTS_MAX = 1_000
 
+PARAMS_DEPTH_MAX = 32
+PLAN_BYTES_MAX = 524_288  # half of what one NATS message may hold: a plan over it could never be said
+PLAN_STEPS_MAX = 10_000
+
 OnFailure = Literal["stop", "continue"]
-
-
-class Budgets(msgspec.Struct, frozen=True, kw_only=True):
-    """What one run may use at most: steps, wall time and tokens."""
-
-    max_steps: int = 10
-    time_budget_s: int = 3600
-    token_budget: int = 10_000
-
 
 # The outermost limits, whatever a directive says: (least, most).
 BUDGET_LIMITS: dict[str, tuple[int, int]] = {
@@ -35,6 +31,22 @@ BUDGET_LIMITS: dict[str, tuple[int, int]] = {
     "time_budget_s": (1, 86_400),
     "token_budget": (0, 1_000_000),
 }
+# The same limits where a plan or a directive is read, so that a forged one is no plan.
+Token = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
+StepName = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9_-]{1,64}\Z")]
+Steps = Annotated[int, msgspec.Meta(ge=1, le=100)]
+Seconds = Annotated[int, msgspec.Meta(ge=1, le=86_400)]
+TokenBudget = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+Attempts = Annotated[int, msgspec.Meta(ge=1, le=100)]
+Slots = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+
+
+class Budgets(msgspec.Struct, frozen=True, kw_only=True):
+    """What one run may use at most: steps, wall time and tokens."""
+
+    max_steps: Steps = 10
+    time_budget_s: Seconds = 3600
+    token_budget: TokenBudget = 10_000
 
 
 class Goal(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,11 +65,11 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
 class TaskSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One entry of the catalogue: what can be asked of a worker, and the words that lead to it."""
 
-    name: str
+    name: Token
     description: str = ""
     keywords: list[str] = []
-    timeout_s: int = 600
-    max_attempts: int = 3
+    timeout_s: Seconds = 600
+    max_attempts: Attempts = 3
     uses_tokens: bool = False
 
 
@@ -68,7 +80,7 @@ class Directive(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 0
     description: str = ""
     task_list: list[str] = msgspec.field(default_factory=lambda: ["*"])
-    max_concurrent_runs: int = 500
+    max_concurrent_runs: Slots = 500
     on_failure: OnFailure = "stop"
     defaults: Budgets = Budgets()
     maximum: Budgets = Budgets(max_steps=100, time_budget_s=86_400, token_budget=1_000_000)
@@ -77,15 +89,15 @@ class Directive(msgspec.Struct, frozen=True, kw_only=True):
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """One step of a plan; `why` says for a person why it was chosen, `matched` the goal's words that led to it."""
 
-    id: str
-    task: str
+    id: StepName
+    task: Token
     why: str
     kind: Literal["task"] = "task"
     inputs: dict[str, Any] = {}
     needs: list[str] = []
     matched: list[str] = []
-    timeout_s: int = 600
-    max_attempts: int = 3
+    timeout_s: Seconds = 600
+    max_attempts: Attempts = 3
     on_failure: OnFailure = "stop"
     uses_tokens: bool = False
 
@@ -114,8 +126,13 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 def canonical(value: Any) -> bytes:
-    """Canonical JSON: keys sorted, no white space, UTF-8 unescaped."""
-    return msgspec.json.encode(value, order="sorted")
+    """Canonical JSON: keys sorted, no white space, UTF-8 unescaped, numbers as Python's `json` writes them."""
+    written = msgspec.json.encode(value, order="sorted")
+    if _EXPONENT.search(written):  # 1e22 is 1e+22 elsewhere; only then is the slower writer worth its time
+        return json.dumps(
+            msgspec.to_builtins(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        ).encode()
+    return written
 
 
 def plan_hash(plan: Plan) -> str:
@@ -125,6 +142,7 @@ def plan_hash(plan: Plan) -> str:
     return hashlib.sha256(canonical(fields)).hexdigest()
 
 
+_EXPONENT = re.compile(rb"[0-9]e-?[0-9]")
 _goal_decoder = msgspec.json.Decoder(Goal)
 _AT = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`$")
 
@@ -186,7 +204,9 @@ def check_goal(goal: Goal) -> list[Problem]:
             for i, name in enumerate(goal.hosts[:HOSTS_MAX])
             if not is_token(name)
         )
-    if goal.params:
+    if goal.params and _deeper_than(goal.params, PARAMS_DEPTH_MAX):
+        problems.append(Problem(f"params are nested more than {PARAMS_DEPTH_MAX} deep", "params"))
+    elif goal.params:
         try:
             size = len(canonical(goal.params))
         except (UnicodeEncodeError, RecursionError):
@@ -199,6 +219,21 @@ def check_goal(goal: Goal) -> list[Problem]:
         if value is not None and not least <= value <= most:
             problems.append(Problem(f"{field} is {value}; it must be {least} to {most}", field))
     return problems
+
+
+def _deeper_than(value: Any, most: int) -> bool:
+    """Whether lists and objects are nested deeper; without recursion, which has a limit of its own."""
+    level = [value]
+    for _ in range(most):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return any(isinstance(one, dict | list) for one in level)
 
 
 def _is_utf8(text: str) -> bool:

@@ -44,7 +44,6 @@ class StepState(msgspec.Struct, frozen=True):
     host: str | None = None
     outputs: dict[str, Any] = {}
     artifacts: list[Artifact] = []
-    overdue: bool = False  # its timer has fired: whoever has it is taken for lost
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -81,6 +80,8 @@ class Run(msgspec.Struct, frozen=True):
         return next(one for one in self.plan.steps if one.id == step)
 
 
+EARLY_MAX = 10_000
+
 _PENDING = frozenset({"pending"})
 _WAITING = frozenset({"pending", "queued"})
 _RUNNING = frozenset({"running"})
@@ -91,7 +92,7 @@ LEGAL: dict[str, frozenset[str]] = {
     "plan.created": _PENDING,
     "run.queued": _PENDING,
     "run.started": _WAITING,
-    "step.dispatched": _RUNNING,
+    "step.dispatched": _OPEN,
     "step.completed": _RUNNING,
     "step.failed": _RUNNING,
     "step.skipped": _RUNNING,
@@ -101,9 +102,37 @@ LEGAL: dict[str, frozenset[str]] = {
 }
 
 
-def begin(event: Event) -> Run:
-    """The run that `goal.submitted` begins; its id is the message's sequence."""
-    return Run(id=event.seq, submitted_ns=event.at_ns, at_ns=event.at_ns, principal=event.tail)
+class Early:
+    """What lies on subjects of runs that have no goal yet: their own messages will be refused there for ever.
+
+    Only a stranger says such things. The run then ends as soon as it begins, instead of waiting for a fact that can
+    never be said. A fold keeps one of these; it forgets what the stream has passed.
+    """
+
+    def __init__(self) -> None:
+        self._taken: dict[int, str] = {}
+
+    def note(self, event: Event) -> None:
+        """Remember the message; when there are too many, those for the farthest runs are let go."""
+        if event.kind == "run.completed" or event.run not in self._taken:
+            self._taken[event.run] = event.kind
+        if len(self._taken) > EARLY_MAX:
+            del self._taken[max(self._taken)]
+
+    def take(self, run: int) -> str:
+        """The kind of what was said before its time, run.completed before all; "" when nothing was."""
+        return self._taken.pop(run, "") if self._taken else ""
+
+
+def begin(event: Event, taken: str = "") -> Run:
+    """The run that `goal.submitted` begins; its id is the message's sequence. `taken` is what `Early` knows of it."""
+    run = Run(id=event.seq, submitted_ns=event.at_ns, at_ns=event.at_ns, principal=event.tail)
+    if not taken:
+        return run
+    reason = f"{taken} was said before the goal"
+    if taken == "run.completed":
+        return replace(run, status="failed", reason=reason, ended_ns=event.at_ns)
+    return replace(run, broken=reason)
 
 
 def evolve(run: Run, event: Event) -> Run:
@@ -131,6 +160,8 @@ def refusal(run: Run, event: Event) -> str:
 
 def _rejected(run: Run, event: Event) -> Run:
     body = event.body
+    if run.plan is not None:
+        return run
     if isinstance(body, GoalRejected):
         reason = f"{body.field}: {body.reason}" if body.field else body.reason
     else:
@@ -149,14 +180,16 @@ def _planned(run: Run, event: Event) -> Run:
 
 
 def _queued(run: Run, event: Event) -> Run:
-    if run.plan is None:
+    if run.plan is None or isinstance(event.body, Unreadable):
         return run
     return replace(run, status="queued", at_ns=event.at_ns)
 
 
 def _started(run: Run, event: Event) -> Run:
-    if run.plan is None:
+    if run.broken:
         return run
+    if run.plan is None:
+        return replace(run, broken="run.started was said before the plan", at_ns=event.at_ns)
     if isinstance(event.body, Unreadable):
         return replace(run, broken="run.started holds another message", at_ns=event.at_ns)
     return replace(run, status="running", at_ns=event.at_ns, started_ns=event.at_ns)
@@ -166,9 +199,11 @@ def _dispatched(run: Run, event: Event) -> Run:
     state = run.steps.get(event.step)
     if state is None or state.status != "pending" or event.attempt != state.attempt + 1:
         return run
+    # The attempt's subject is taken by something else: the attempt is lost, the next has a subject of its own.
     if isinstance(event.body, Unreadable):
-        # The attempt's subject is taken by something else: the attempt is lost, the next has its own subject.
         return _attempt_lost(run, event, state, "unreadable_dispatch", event.body.reason, retryable=True)
+    if run.status != "running":
+        return _attempt_lost(run, event, state, "early_dispatch", "said before the run was started", retryable=True)
     state = StepState(status="running", attempt=event.attempt, dispatched_ns=event.at_ns)
     return replace(run, steps={**run.steps, event.step: state}, at_ns=event.at_ns)
 
@@ -221,7 +256,7 @@ def _attempt_lost(
 def _skipped(run: Run, event: Event) -> Run:
     state = run.steps.get(event.step)
     if state is None or state.status != "pending" or isinstance(event.body, Unreadable):
-        return run
+        return run  # an unreadable skip means nothing: the run's end says what became of the step
     body: StepSkipped = event.body
     state = replace(state, status="skipped", ended_ns=event.at_ns, message=body.reason)
     return replace(run, steps={**run.steps, event.step: state}, at_ns=event.at_ns)
@@ -240,12 +275,28 @@ def _called(run: Run, event: Event) -> Run:
 
 
 def _fired(run: Run, event: Event) -> Run:
+    """A timer ends what it was set for: nobody has to answer any more. It counts when its time has come, not before."""
+    if isinstance(event.body, Unreadable):
+        return run
     if event.tail == "deadline":
-        return run if run.timed_out else replace(run, timed_out=True, at_ns=event.at_ns)
+        if run.timed_out or event.at_ns < run.deadline_ns:
+            return run
+        run = replace(run, timed_out=True, at_ns=event.at_ns)
+        for name, state in run.steps.items():
+            if state.status == "running":
+                run = _overtaken(run, event, name, state, "the run's time budget is over")
+        return run
     for name, state in run.steps.items():
-        if state.status == "running" and not state.overdue and event.tail == f"step.{name}.{state.attempt}":
-            return replace(run, steps={**run.steps, name: replace(state, overdue=True)}, at_ns=event.at_ns)
+        if state.status == "running" and event.tail == f"step.{name}.{state.attempt}":
+            timeout_s = run.step_plan(name).timeout_s
+            if event.at_ns >= state.dispatched_ns + timeout_s * NS_PER_S:
+                return _overtaken(run, event, name, state, f"no answer within {timeout_s} s")
     return run
+
+
+def _overtaken(run: Run, event: Event, step: str, state: StepState, message: str) -> Run:
+    lost = Event(event.seq, event.at_ns, event.kind, event.run, None, step=step, attempt=state.attempt)
+    return _attempt_lost(run, lost, state, "timeout", message, retryable=True)
 
 
 def _run_completed(run: Run, event: Event) -> Run:

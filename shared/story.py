@@ -15,7 +15,7 @@ from shared.bus import Bus
 from shared.errors import NotFound, RemitError, Unavailable
 from shared.events import Artifact, Event, Unreadable, read
 from shared.plan import Goal, read_goal
-from shared.run import Run, begin, evolve, refusal
+from shared.run import Early, Run, begin, evolve, refusal
 from shared.subjects import EVENTS, of_run
 
 PAGE_EVENTS = 1_000
@@ -77,8 +77,14 @@ async def begun(bus: Bus, run: int) -> Story:
 async def read_story(bus: Bus, run: int) -> Story:
     """The run with every event that the stream holds now."""
     story, messages = await asyncio.gather(begun(bus, run), _messages(bus, run))
+    early = Early()
+    for subject, seq, at_ns, data in messages:
+        if seq < run:
+            early.note(read(subject, seq, _whole_us(at_ns), data))
+    story.run = begin(story.told[0].event, early.take(run))
     for message in messages:
-        story.told.append(story.fold(*message))
+        if message[1] > run:
+            story.told.append(story.fold(*message))
     return story
 
 
@@ -103,7 +109,7 @@ async def _every(bus: Bus, run: int) -> Sequence[Message]:
     found: list[Message] = []
     size = 0
     for subjects in of_run(run):
-        after = run
+        after = 0
         while True:
             query = {"next_by_subj": subjects, "seq": after + 1, "batch": PAGE_EVENTS, "max_bytes": PAGE_BYTES}
             page = await bus.direct(EVENTS, query)

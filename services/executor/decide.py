@@ -7,44 +7,39 @@ that both decide therefore do no harm; the create-only stream keeps the first.
 from typing import Any
 
 from shared.clock import NS_PER_S, rfc3339
-from shared.events import RunCompleted, StepDispatched, StepFailed, StepSkipped
+from shared.events import RunCompleted, StepDispatched, StepSkipped
 from shared.plan import Step
 from shared.run import Run, StepState
 from shared.status import STEP_ENDS, RunStatus, StepStatus
-from shared.subjects import run_completed, step_dispatched, step_failed, step_skipped
+from shared.subjects import run_completed, step_dispatched, step_skipped
 
 Fact = tuple[str, Any]  # subject and body
 
 # After these the state of a running run can call for something new.
-CONSEQUENTIAL = frozenset(("run.started", "step.dispatched", "step.completed", "step.failed", "timer.fired"))
+CONSEQUENTIAL = frozenset(
+    ("run.started", "step.dispatched", "step.completed", "step.failed", "step.skipped", "timer.fired")
+)
 
 
 def decide(run: Run) -> list[Fact]:
     """The facts that this run calls for, in the order in which they are to be said."""
     if run.broken and not run.ended:
-        return [_end(run, "failed", run.broken, {name: state.status for name, state in run.steps.items()})]
+        return [_end(run, "failed", run.broken, dict.fromkeys(run.steps, "skipped"))]
     if run.status != "running" or run.plan is None:
         return []
-    plan = run.plan
+    if all(state.status in STEP_ENDS for state in run.steps.values()):
+        # Only what the stream holds counts: a step that is still to be skipped may have been dispatched meanwhile.
+        return [_finish(run)]
     stopped = _why_stopped(run)
     facts: list[Fact] = []
-    statuses: dict[str, StepStatus] = {}
-    for step in plan.steps:
+    for step in run.plan.steps:
         state = run.steps[step.id]
-        statuses[step.id] = state.status
-        if state.status == "running":
-            if run.timed_out:
-                facts.append(_overtaken(run, step, state, "the run's time budget is over"))
-            elif state.overdue:
-                facts.append(_overtaken(run, step, state, f"no answer within {step.timeout_s} s"))
-        elif state.status == "pending":
-            if stopped:
-                facts.append((step_skipped(run.id, step.id), StepSkipped(reason=stopped)))
-                statuses[step.id] = "skipped"
-            elif all(_lets_go_on(run, need) for need in step.needs):
-                facts.append(_dispatch(run, step, state))
-    if all(status in STEP_ENDS for status in statuses.values()):
-        facts.append(_finish(run, statuses))
+        if state.status != "pending":
+            continue
+        if why := stopped or _why_skipped(run, step):
+            facts.append((step_skipped(run.id, step.id), StepSkipped(reason=why)))
+        elif all(run.steps[need].status in ("succeeded", "failed") for need in step.needs):
+            facts.append(_dispatch(run, step, state))
     return facts
 
 
@@ -59,9 +54,12 @@ def _why_stopped(run: Run) -> str:
     return ""
 
 
-def _lets_go_on(run: Run, need: str) -> bool:
-    """A failed step that the plan lets pass counts as done for those that wait for it."""
-    return run.steps[need].status in ("succeeded", "failed")
+def _why_skipped(run: Run, step: Step) -> str:
+    """A step that needs a skipped one cannot run. (A failed need that was let pass counts as done.)"""
+    for need in step.needs:
+        if run.steps[need].status == "skipped":
+            return f"it needs {need}, which was skipped"
+    return ""
 
 
 def _dispatch(run: Run, step: Step, state: StepState) -> Fact:
@@ -92,13 +90,10 @@ def token_grant(run: Run, step: Step) -> int:
     return max(0, left // max(1, sharers))
 
 
-def _overtaken(run: Run, step: Step, state: StepState, message: str) -> Fact:
-    body = StepFailed(error="timeout", message=message, retryable=not run.timed_out)
-    return step_failed(run.id, step.id, state.attempt), body
-
-
-def _finish(run: Run, statuses: dict[str, StepStatus]) -> Fact:
+def _finish(run: Run) -> Fact:
+    statuses: dict[str, StepStatus] = {name: state.status for name, state in run.steps.items()}
     failed = [name for name, status in statuses.items() if status == "failed"]
+    done = sum(status == "succeeded" for status in statuses.values())
     if run.timed_out:
         assert run.plan is not None
         return _end(run, "timed_out", f"the time budget of {run.plan.budgets.time_budget_s} s is over", statuses)
@@ -107,7 +102,7 @@ def _finish(run: Run, statuses: dict[str, StepStatus]) -> Fact:
         what = f"{first.error}: {first.message}" if first.message else first.error
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         return _end(run, "failed", f"step {failed[0]} failed: {what}{more}", statuses)
-    return _end(run, "succeeded", f"{len(statuses)} of {len(statuses)} steps succeeded", statuses)
+    return _end(run, "succeeded", f"{done} of {len(statuses)} steps succeeded", statuses)
 
 
 def _end(run: Run, status: RunStatus, reason: str, statuses: dict[str, StepStatus]) -> Fact:

@@ -10,33 +10,34 @@ from collections import defaultdict
 
 from services.executor.decide import CONSEQUENTIAL, Fact, decide
 from shared.events import Event, RunQueued, RunStarted, Unreadable
-from shared.run import Run, begin, evolve
+from shared.run import Early, Run, begin, evolve
 from shared.subjects import run_queued, run_started
 
 
 class Engine:
     """The executor's mind. Memory grows with active runs only: a run that has ended is forgotten."""
 
-    def __init__(self, *, deciding: bool = True) -> None:
+    def __init__(self) -> None:
         self.runs: dict[int, Run] = {}
         self.position = 0
         self.at_ns = 0
         self.refused = 0
         # False until `due` is called: what a new executor reads of the past was answered in the past.
-        self.deciding = deciding
+        self.deciding = False
         self._waiting: dict[str, dict[int, None]] = defaultdict(dict)  # by directive, in the stream's order
         self._holding: dict[str, set[int]] = defaultdict(set)  # by directive: started, or said to be
         self._said: dict[int, set[str]] = {}
+        self._early = Early()
 
     def apply(self, event: Event) -> list[Fact]:
         """Fold one event; the facts that follow from it and were not said before. None while it does not decide."""
         self.position, self.at_ns = event.seq, event.at_ns
         if event.kind == "goal.submitted":
-            if not isinstance(event.body, Unreadable):
-                self.runs[event.seq] = begin(event)
-            return []
+            return [] if isinstance(event.body, Unreadable) else self._begun(begin(event, self._early.take(event.seq)))
         run = self.runs.get(event.run)
         if run is None:
+            if event.run >= event.seq:
+                self._early.note(event)
             return []
         after = evolve(run, event)
         if after is run:
@@ -54,6 +55,12 @@ class Engine:
         if event.kind == "plan.created" and after.plan is not None:
             return self._planned(after)
         return self._once(after.id, decide(after)) if event.kind in CONSEQUENTIAL or after.broken else []
+
+    def _begun(self, run: Run) -> list[Fact]:
+        if run.ended:
+            return []
+        self.runs[run.id] = run
+        return self._once(run.id, decide(run)) if run.broken and self.deciding else []
 
     def due(self) -> list[Fact]:
         """Every fact that the state calls for: what a new executor says when it has read the stream.

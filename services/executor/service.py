@@ -32,7 +32,7 @@ class Executor:
         self._reader = Reader(bus, EVENTS, self.on_event)
         self._timers = Timers(bus, appender)
         self._known_end = 0
-        self.engine = Engine(deciding=False)
+        self.engine = Engine()
 
     async def start(self) -> None:
         self._known_end = await last_seq(self._bus)

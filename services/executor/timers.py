@@ -65,7 +65,7 @@ def _due(run: Run, young_ns: int) -> list[tuple[str, int]]:
     """Which timers this run should have: `(what, due)`."""
     found = [] if run.timed_out else [("deadline", run.deadline_ns)]
     for name, state in run.steps.items():
-        if state.status == "running" and not state.overdue and state.dispatched_ns < young_ns:
+        if state.status == "running" and state.dispatched_ns < young_ns:
             due_ns = state.dispatched_ns + run.step_plan(name).timeout_s * NS_PER_S + STEP_GRACE_NS
             found.append((f"step.{name}.{state.attempt}", due_ns))
     return found

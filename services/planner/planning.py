@@ -11,9 +11,10 @@ from msgspec.structs import replace
 from services.planner.checks import check
 from services.planner.words import RULES_VERSION, affirmed, forms, matches
 from shared.catalogue import ANY_TASK, Catalogue
-from shared.events import PlanCreated
+from shared.events import PlanCreated, encode
 from shared.plan import (
     BUDGET_LIMITS,
+    PLAN_BYTES_MAX,
     Budgets,
     Directive,
     Goal,
@@ -55,7 +56,10 @@ def plan(goal: Goal, catalogue: Catalogue) -> PlanCreated | list[Problem]:
         rules_version=RULES_VERSION,
         notes=notes,
     )
-    return replace(made, plan_hash=plan_hash(made))
+    made = replace(made, plan_hash=plan_hash(made))
+    if (goal.params or goal.hosts) and (size := len(encode(made))) > PLAN_BYTES_MAX:
+        return [Problem(f"the plan has {size} bytes, as every step carries them; at most {PLAN_BYTES_MAX}", "params")]
+    return made
 
 
 def _snapshot(directive: Directive, catalogue: Catalogue) -> Directive:
@@ -102,6 +106,9 @@ def _matched(goal: Goal, catalogue: Catalogue, directive: Directive) -> tuple[Ch
     if not chosen:
         if not allowed:
             return [], notes, [Problem(f"directive {directive.name} allows no task of the catalogue", "directive")]
+        if matches(silenced, _keyword_forms(tuple(allowed[0].keywords))):
+            unwanted = f"the goal only says what not to do; {allowed[0].name} is the first of them"
+            return [], notes, [Problem(unwanted, "goal")]
         notes.append(f"nothing in the goal matched a task; {allowed[0].name} is the directive's first")
         chosen = [(allowed[0], "nothing in the goal matched; this is the directive's first task", [])]
     return chosen, notes, []
@@ -109,7 +116,7 @@ def _matched(goal: Goal, catalogue: Catalogue, directive: Directive) -> tuple[Ch
 
 @lru_cache(maxsize=256)
 def _keyword_forms(keywords: tuple[str, ...]) -> dict[str, frozenset[str]]:
-    return {keyword: forms(keyword.casefold()) for keyword in keywords}
+    return {keyword: forms(keyword.casefold()) for keyword in keywords if keyword}
 
 
 def _quoted(words: list[str]) -> str:
@@ -119,15 +126,12 @@ def _quoted(words: list[str]) -> str:
 def _steps(chosen: Chosen, goal: Goal, directive: Directive) -> list[Step]:
     """Tasks that were named run in that order; tasks that words led to do not depend on each other."""
     steps: list[Step] = []
-    seen: dict[str, int] = {}
+    seen: set[str] = set()
     inputs = dict(goal.params or {})
     if goal.hosts is not None:
         inputs["hosts"] = goal.hosts
     for task, why, matched in chosen:
-        base = task.name.lower()
-        seen[base] = seen.get(base, 0) + 1
-        # A second `noop` is `noop-2`; the cut keeps a 64-character name a step id with its number.
-        step_id = base if seen[base] == 1 else f"{base[:60]}-{seen[base]}"
+        step_id = _step_id(task.name.lower(), seen)
         steps.append(
             Step(
                 id=step_id,
@@ -143,6 +147,16 @@ def _steps(chosen: Chosen, goal: Goal, directive: Directive) -> list[Step]:
             )
         )
     return steps
+
+
+def _step_id(name: str, taken: set[str]) -> str:
+    """The task's name, or with the first number that is free: a second `noop` is `noop-2`."""
+    step_id, number = name, 1
+    while step_id in taken:
+        number += 1
+        step_id = f"{name[:60]}-{number}"
+    taken.add(step_id)
+    return step_id
 
 
 def _budgets(goal: Goal, directive: Directive) -> tuple[Budgets, list[Problem]]:

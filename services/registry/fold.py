@@ -10,11 +10,24 @@ import msgspec
 
 from shared.events import Event, LlmCalled, Unreadable, read
 from shared.plan import read_goal
-from shared.run import Run, begin, evolve, refusal
+from shared.run import Early, Run, begin, evolve, refusal
 
 BODY_CHARS_MAX_UNREADABLE = 4096
 
-EVENTS = ("seq", "said_at", "subject", "kind", "run", "step", "attempt", "size_bytes", "applied", "note", "body")
+EVENTS = (
+    "seq",
+    "said_at",
+    "subject",
+    "kind",
+    "run",
+    "step",
+    "attempt",
+    "size_bytes",
+    "applied",
+    "note",
+    "unreadable",
+    "body",
+)
 RUNS = (
     "run", "principal", "goal", "tasks", "directive", "status", "reason", "plan_hash", "submitted_at", "started_at",
     "ended_at", "duration_s", "steps_total", "input_tokens", "output_tokens", "unknown_calls",
@@ -54,6 +67,7 @@ class Fold:
         self._goals: dict[int, tuple[str | None, list[str] | None, str | None]] = {}
         self._stored: set[int] = set()  # active runs that have rows already
         self._changed: dict[int, Run] = {}
+        self._early = Early()
         self._begin_batch()
 
     def _begin_batch(self) -> None:
@@ -71,9 +85,15 @@ class Fold:
     def active(self) -> int:
         return len(self._runs)
 
-    def restore(self, subject: str, seq: int, at_us: int, data: bytes) -> None:
-        """Fold one event of a run that is active in the tables, without writing it again."""
-        run = self._apply(read(subject, seq, at_us * 1000, data), data)[0]
+    def restore(self, subject: str, seq: int, at_us: int, data: bytes, unreadable: str | None) -> None:
+        """Fold one event of a run that is active in the tables, without writing it again.
+
+        What was unreadable is so still, whatever was kept of its bytes.
+        """
+        event = read(subject, seq, at_us * 1000, data)
+        if unreadable is not None:
+            event.body = Unreadable(unreadable)
+        run = self._apply(event, data)[0]
         if run is not None:
             self._stored.add(run.id)
 
@@ -90,11 +110,11 @@ class Fold:
         body = event.body
         if isinstance(body, Unreadable):
             self.unreadable += 1
-        elif event.kind == "llm.called":
+        elif event.kind == "llm.called" and not note:
             self._called(event, at_us)
         elif event.kind == "step.completed" and run is not None and not note:
             self._kept(event)
-        seqs, ats, subjects, kinds, runs, steps, attempts, sizes, applied, notes, bodies = self._add_event
+        seqs, ats, subjects, kinds, runs, steps, attempts, sizes, applied, notes, unreadable, bodies = self._add_event
         seqs(seq)
         ats(at_us)
         subjects(subject)
@@ -105,6 +125,7 @@ class Fold:
         sizes(len(data))
         applied(not note)
         notes(note or None)
+        unreadable(body.reason if isinstance(body, Unreadable) else None)
         bodies(_text(data, cut=isinstance(body, Unreadable)))
 
     def take(self) -> Batch:
@@ -131,11 +152,13 @@ class Fold:
         if event.kind == "goal.submitted":
             if isinstance(event.body, Unreadable):
                 return None, event.body.reason
-            after = begin(event)
+            after = begin(event, self._early.take(event.seq))
             self._goals[after.id] = _asked(data)
         else:
             run = self._runs.get(event.run)
             if run is None:
+                if event.run >= event.seq:
+                    self._early.note(event)
                 if isinstance(event.body, Unreadable):
                     return None, event.body.reason
                 return None, "the run has ended, or never was"

@@ -114,12 +114,15 @@ class Store:
         finally:
             cursor.close()
 
-    def active_events(self) -> list[tuple[str, int, int, bytes]]:
-        """Subject, sequence, stamp (microseconds) and data of every event of the runs that have no end."""
+    def active_events(self) -> list[tuple[str, int, int, bytes, str | None]]:
+        """Subject, sequence, stamp (µs), data and unreadable's reason of what a restarted fold starts from."""
         cursor = self._writer.cursor()
         rows = cursor.execute(sql("active_events")).fetchall()
         cursor.close()
-        return [(subject, seq, _micros(at), (body or "").encode()) for subject, seq, at, body in rows]
+        return [
+            (subject, seq, _micros(at), (body or "").encode(), unreadable)
+            for subject, seq, at, body, unreadable in rows
+        ]
 
     def digest(self) -> dict[str, str]:
         """For each table its count of rows and a sum of their hashes, whatever order they lie in."""

@@ -16,6 +16,7 @@ create table if not exists events (
     size_bytes uinteger not null,
     applied boolean not null, -- false: the fold let it change nothing, `note` says why
     note varchar,
+    unreadable varchar,       -- why it could not be read as the event of its subject; null when it could
     body varchar              -- the payload; null when it is not text, cut when it is unreadable and long
 );
 
