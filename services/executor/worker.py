@@ -10,7 +10,7 @@ has ended its worker `DELIVERIES_MAX` times ends as `worker_lost`.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
 import msgspec
 
@@ -18,7 +18,7 @@ from services.executor.handlers import Handler, Instant, Outputs, Task, TaskFail
 from shared.append import Appender
 from shared.bus import Bus
 from shared.clock import NS_PER_S, now_ns, parse_ns, rfc3339
-from shared.errors import Malformed, RemitError, Unavailable
+from shared.errors import AlreadySaid, Malformed, RemitError, Unavailable
 from shared.events import OUTPUTS_BYTES_MAX, Event, LlmCalled, StepCompleted, StepDispatched, StepFailed, encode, read
 from shared.pull import Delivery, Puller
 from shared.redact import redact
@@ -120,17 +120,34 @@ class Worker:
             )
         except TaskFailed as failed:
             outcome = self.failed(failed.error, failed.message)
-        build = step_completed if isinstance(outcome, StepCompleted) else step_failed
-        subject = build(event.run, event.step, event.attempt)
-        await self._appender.say(subject, encode(outcome), lambda _seq: puller.ack(delivery))
+        subject = _end_subject(event, outcome)
+
+        def said(seq: int) -> Awaitable[None]:
+            return puller.ack(delivery) if seq else self._settle(puller, delivery, event, subject)
+
+        await self._appender.say(subject, encode(outcome), said)
 
     async def say_end(
         self, puller: Puller, delivery: Delivery, event: Event, outcome: StepCompleted | StepFailed
     ) -> None:
-        said: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        build = step_completed if isinstance(outcome, StepCompleted) else step_failed
-        await self._appender.say(build(event.run, event.step, event.attempt), encode(outcome), said.set_result)
-        await said
+        subject = _end_subject(event, outcome)
+        try:
+            await self._appender.append(subject, encode(outcome))
+        except AlreadySaid:
+            await self._settle(puller, delivery, event, subject)
+        else:
+            await puller.ack(delivery)
+
+    async def _settle(self, puller: Puller, delivery: Delivery, event: Event, subject: str) -> None:
+        """The attempt's end was refused. Said before by whoever had the step: all is well. Said before the step was
+        dispatched, by a stranger: then it ends nothing, and the attempt has to fail where that can still be said.
+        """
+        stored = await self._bus.last_on(EVENTS, subject)
+        if stored is not None and stored[0] < delivery.seq:
+            other = step_failed(event.run, event.step, event.attempt)
+            lost = self.failed("result_occupied", f"{subject} was said before the step was dispatched", retryable=True)
+            with contextlib.suppress(AlreadySaid):  # both taken: the step's timer ends the attempt
+                await self._appender.append(other, encode(lost))
         await puller.ack(delivery)
 
     async def _outcome(
@@ -214,9 +231,11 @@ class Worker:
             with contextlib.suppress(Unavailable):
                 await puller.in_progress(delivery)
 
-    def failed(self, error: str, message: str) -> StepFailed:
+    def failed(self, error: str, message: str, *, retryable: bool = False) -> StepFailed:
         at = rfc3339(now_ns())
-        return StepFailed(error=error, message=message, host=self._host, started_at=at, ended_at=at)
+        return StepFailed(
+            error=error, message=message, retryable=retryable, host=self._host, started_at=at, ended_at=at
+        )
 
 
 class _Queue:
@@ -272,6 +291,11 @@ class _Lane(_Queue):
             except Unavailable as error:
                 # NATS is away: the lease ends by itself and the step is delivered again.
                 log.warning("run %d step %s: %s", event.run, event.step, error)
+
+
+def _end_subject(event: Event, outcome: StepCompleted | StepFailed) -> str:
+    build = step_completed if isinstance(outcome, StepCompleted) else step_failed
+    return build(event.run, event.step, event.attempt)
 
 
 def _deadline_ns(body: StepDispatched) -> int:

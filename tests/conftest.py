@@ -1,0 +1,54 @@
+"""Fixtures for every folder: waiting without sleeping, and a stack of real processes."""
+
+import asyncio
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import pytest
+
+from shared.bus import Bus, connect
+from shared.errors import RemitError
+from tests.stack import SERVICES, Stack, stack
+
+WITHIN_S = 30.0
+
+
+async def until(condition: Callable[[], Awaitable[object] | object], within_s: float = WITHIN_S) -> None:
+    """Wait until `condition` holds; it may be a coroutine function."""
+    async with asyncio.timeout(within_s):
+        while True:
+            found = condition()
+            if await found if isinstance(found, Awaitable) else found:
+                return
+            await asyncio.sleep(0.02)
+
+
+def engine_answers() -> bool:
+    return (
+        shutil.which("docker") is not None and subprocess.run(["docker", "info"], capture_output=True).returncode == 0
+    )
+
+
+@pytest.fixture(scope="module")
+def remit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """NATS, planner, executor and registry, once for a module."""
+    with stack(tmp_path_factory.mktemp("stack"), *SERVICES) as made:
+        yield made
+
+
+@pytest.fixture
+async def client(remit: Stack) -> AsyncIterator[Bus]:
+    """A connection to the module's stack, when its streams are there."""
+    made = await connect(remit.url, "test")
+
+    async def ready() -> bool:
+        try:
+            await made.api("CONSUMER.INFO.EVENTS.worker-noop")
+        except RemitError:
+            return False
+        return True
+
+    await until(ready)
+    yield made
+    await made.close()
