@@ -206,7 +206,7 @@ class Stream:
     def goal(self, goal: bytes = b'{"tasks":["noop"]}', principal: str = "") -> int:
         return self.put(goal_submitted(principal), goal)
 
-    def planned(self, made: PlanCreated | None = None) -> int:
+    def planned(self, made: PlanCreated | bytes | None = None) -> int:
         """A goal and its plan; the run."""
         run = self.goal()
         self.put(plan_created(run), made or plan())

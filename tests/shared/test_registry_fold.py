@@ -47,13 +47,14 @@ class Tables:
             kept += [_frozen(row) for row in zip(*getattr(batch, table).values(), strict=True)]
         self.position = batch.position
 
-    def active_events(self) -> list[tuple[str, int, int, bytes]]:
-        """What `active_events.sql` gives: subject, sequence, stamp and body of every event of a run without an end."""
+    def active_events(self) -> list[tuple[str, int, int, bytes, str | None]]:
+        """What `active_events.sql` gives: the events of every run without an end, or without a goal."""
         active = {row[0] for row in self.rows["runs"] if row[5] not in RUN_ENDS}
+        last = max((row[0] for row in self.rows["events"]), default=0)
         found = [
-            (subject, seq, at_us, (body or "").encode())
-            for seq, at_us, subject, _, run, *_, body in self.rows["events"]
-            if run in active
+            (subject, seq, at_us, (body or "").encode(), unreadable)
+            for seq, at_us, subject, _, run, *_, unreadable, body in self.rows["events"]
+            if run in active or (run or 0) > last
         ]
         return sorted(found, key=lambda row: row[1])
 
