@@ -279,9 +279,9 @@ def test_the_run_ends_whatever_ack_lies_on_one_of_its_subjects(subject: str, whe
     shell.work()
     # Whoever holds an attempt that cannot be answered any more is taken for lost by its timer, then by the run's.
     for attempt in (1, 2, 3):
-        stream.say(timer_fired(run, f"step.a.{attempt}"), controls.fired())
+        stream.put(timer_fired(run, f"step.a.{attempt}"), controls.fired())
         shell.work()
-    stream.say(timer_fired(run, "deadline"), controls.fired())
+    stream.put(timer_fired(run, "deadline"), controls.fired())
     shell.work()
     assert stream.fold(run).ended, [subject for subject, *_ in stream.messages]
     assert run not in shell.engine.runs
@@ -318,7 +318,7 @@ def test_an_attempt_whose_result_subject_was_taken_before_it_began_is_lost(verb:
     shell.catch_up()
     # The worker fails (or completes) into the taken subject: nothing is stored. Then its timer fires.
     assert stream.say(build(run, "a", 1), controls.failed()) == 0
-    stream.say(timer_fired(run, "step.a.1"), controls.fired())
+    stream.put(timer_fired(run, "step.a.1"), controls.fired())
     shell.catch_up()
     assert step_dispatched(run, "a", 2, "noop") in stream.subjects
     stream.say(step_completed(run, "a", 2), controls.completed())
@@ -333,10 +333,23 @@ def test_a_run_whose_attempt_cannot_be_said_to_have_failed_ends_at_its_deadline(
     stream.put(step_failed(run, "a", 1), ACK)
     shell = Shell(stream)
     shell.catch_up()
-    stream.say(timer_fired(run, "step.a.1"), controls.fired())
-    stream.say(timer_fired(run, "deadline"), controls.fired())
+    stream.put(timer_fired(run, "deadline"), controls.fired())
     shell.catch_up()
-    assert stream.fold(run).ended
+    assert status(stream, run) == "timed_out"
+
+
+def test_nothing_is_dispatched_into_a_run_whose_time_is_over() -> None:
+    """The step's timer and the run's fire one after the other; the dispatch that the first one called for is stored
+    behind the second one. It must not hold up the end.
+    """
+    stream = Stream()
+    run = stream.planned()
+    shell = Shell(stream)
+    shell.catch_up()
+    stream.put(timer_fired(run, "step.a.1"), controls.fired())
+    stream.put(timer_fired(run, "deadline"), controls.fired())
+    shell.catch_up()
+    assert status(stream, run) == "timed_out"
 
 
 def test_a_dispatch_whose_subject_was_taken_early_costs_an_attempt() -> None:

@@ -89,12 +89,19 @@ class World:
         self.executors = [Executor(self.stream)]
         self.goals: dict[int, PlanCreated] = {}
         self.tainted = False
+        self.fired: set[tuple[int, str]] = set()
 
     def submit(self, plan: PlanCreated) -> None:
         self.goals[self.stream.goal()] = plan
 
     def say_plan(self, run: int) -> None:
         self.stream.say(plan_created(run), self.goals[run])
+
+    def fire(self, run: int, what: str) -> None:
+        """The server fires a timer once, and stores it whatever lies on the subject already."""
+        if (run, what) not in self.fired:
+            self.fired.add((run, what))
+            self.stream.put(timer_fired(run, what), controls.fired())
 
     def dispatches(self) -> list[Event]:
         return [
@@ -138,13 +145,13 @@ class World:
                 if run.status == "running":
                     for name, state in run.steps.items():
                         if state.status == "running":
-                            self.stream.say(timer_fired(run.id, f"step.{name}.{state.attempt}"), controls.fired())
+                            self.fire(run.id, f"step.{name}.{state.attempt}")
             self.settle()
             if self.stream.last_seq != before:
                 continue
             for run in self.runs().values():
                 if run.status == "running":
-                    self.stream.say(timer_fired(run.id, "deadline"), controls.fired())
+                    self.fire(run.id, "deadline")
             self.settle()
             if self.stream.last_seq == before:
                 return
@@ -252,7 +259,7 @@ class Calm(RuleBasedStateMachine):
     def fire(self, data: st.DataObject, whole_run: bool) -> None:
         event = data.draw(st.sampled_from(self.world.dispatches()))
         what = "deadline" if whole_run else f"step.{event.step}.{event.attempt}"
-        self.world.stream.say(timer_fired(event.run, what), controls.fired())
+        self.world.fire(event.run, what)
 
     @precondition(lambda self: len(self.world.executors) < EXECUTORS_MAX)
     @rule()
