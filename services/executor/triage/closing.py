@@ -117,7 +117,8 @@ def _template(
         bursts=bursts,
         # What is harmless needs a sample, what may be a finding needs all that are kept.
         evidence=[
-            _evidence(sample) for sample in tally.evidence()[: EVIDENCE_MAX if _worst(tally) < 3 or bursts else 1]
+            _evidence(sample)
+            for sample in _distinct(tally.evidence())[: EVIDENCE_MAX if _worst(tally) < 3 or bursts else 1]
         ],
     )
 
@@ -163,6 +164,14 @@ def _bursts(account: Account, tally: Tally, window: tuple[int, int] | None, buck
         )
         for s in stretches(tally.buckets, *window)
     ]
+
+
+def _distinct(samples: list[Sample]) -> list[Sample]:
+    """The samples without those that say the same again: three equal traces are one piece of evidence."""
+    seen: dict[tuple[str, str], Sample] = {}
+    for one in samples:
+        seen.setdefault((one[0], one[2]), one)
+    return list(seen.values())
 
 
 def _evidence(sample: Sample) -> Evidence:
