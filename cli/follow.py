@@ -137,7 +137,7 @@ def _lines(run: Run, event: Event, began_ns: dict[str, int]) -> list[str]:
         used = [f"{n} {w}" if n is not None else f"unknown {w}" for n, w in
                 ((body.input_tokens, "in"), (body.output_tokens, "out"))]  # fmt: skip
         return [f"  language model {body.request_model}: {body.outcome}, tokens {', '.join(used)}"]
-    if run.ended:
+    if event.kind in ("run.completed", "goal.rejected"):
         return [f"run {run.id} {status(run.status)}: {run.reason}"]
     return []
 
