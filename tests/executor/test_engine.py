@@ -352,6 +352,20 @@ def test_nothing_is_dispatched_into_a_run_whose_time_is_over() -> None:
     assert status(stream, run) == "timed_out"
 
 
+def test_a_step_that_cannot_be_said_to_be_skipped_does_not_hold_up_the_end() -> None:
+    """An ack lies under `step.skipped.1.b`; a fails, so b is to be skipped, and nobody can ever say so."""
+    stream = Stream()
+    run = stream.planned(controls.plan(controls.step("a", max_attempts=1), controls.step("b", needs=["a"])))
+    shell = Shell(stream)
+    shell.catch_up()
+    stream.put(step_skipped(run, "b"), ACK)
+    stream.put(step_failed(run, "a", 1), controls.failed())
+    shell.catch_up()
+    stream.put(timer_fired(run, "deadline"), controls.fired())
+    shell.catch_up()
+    assert stream.fold(run).ended
+
+
 def test_a_dispatch_whose_subject_was_taken_early_costs_an_attempt() -> None:
     """An ack under `step.dispatched.1.a.1.noop` from before the run was started must not hide the step."""
     stream = Stream()
