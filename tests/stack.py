@@ -66,6 +66,17 @@ class Stack:
         """Start `service` (planner, executor, registry, gateway, log_agent, gpu_agent)."""
         self._spawn(service, [sys.executable, "-m", f"services.{service}"], environment)
 
+    def start_as(self, name: str, argv: list[str], **environment: str) -> None:
+        """Start a program of one's own, or a service a second time, under a name of its own."""
+        self._spawn(name, argv, environment)
+
+    def freeze(self, name: str) -> None:
+        """SIGSTOP: it lives and does nothing, until `thaw`."""
+        self.processes[name].send_signal(signal.SIGSTOP)
+
+    def thaw(self, name: str) -> None:
+        self.processes[name].send_signal(signal.SIGCONT)
+
     def kill(self, name: str) -> None:
         """kill -9, and see it gone."""
         process = self.processes.pop(name)
