@@ -9,13 +9,16 @@ The grant holds inside the call. A token is at least one byte, so a prompt of n 
 
 import asyncio
 import os
+import re
 import time
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 import aiohttp
 import msgspec
 
 from shared.events import LlmCalled
+from shared.redact import redact
 
 TIMEOUT_S = 60.0
 PROMPT_BYTES_MAX = 8_000
@@ -24,6 +27,7 @@ ANSWER_TOKENS_LEAST = 100  # less is no summary
 FRAMING_TOKENS = 64  # what chat templates put around the messages
 RESPONSE_BYTES_MAX = 1_000_000
 TOKENS_PLAUSIBLE_MAX = 1 << 40
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 
 SYSTEM = (
     "You summarise the findings of a log triage for the operator of the machines. At most 120 words of plain text: "
@@ -60,6 +64,8 @@ def endpoint() -> Endpoint | None:
 
 async def summarise(where: Endpoint, text: str, *, grant: int, timeout_s: float) -> Reply:
     """Ask for a summary of `text` (redacted) within `grant` tokens."""
+    if _parts(where.url) is None:
+        return Reply(None, "no summary: REMIT_LLM_URL is no http or https URL", None)
     room = grant - FRAMING_TOKENS - len(SYSTEM.encode()) - ANSWER_TOKENS_LEAST
     if room < ANSWER_TOKENS_LEAST:
         return Reply(None, f"no summary: the token budget leaves {grant} tokens", None)
@@ -76,7 +82,7 @@ async def summarise(where: Endpoint, text: str, *, grant: int, timeout_s: float)
     usage = answer.get("usage")
     call = LlmCalled(
         request_model=where.model,
-        response_model=_text(answer.get("model")),
+        response_model=_model_name(answer.get("model")),
         outcome=outcome,
         input_tokens=_count(usage, "prompt_tokens"),
         output_tokens=_count(usage, "completion_tokens"),
@@ -95,14 +101,21 @@ async def summarise(where: Endpoint, text: str, *, grant: int, timeout_s: float)
 async def _post(where: Endpoint, body: dict[str, Any], *, timeout_s: float) -> tuple[str, dict[str, Any]]:
     """The outcome in one word and the decoded answer, {} when there is none."""
     headers = {"Authorization": f"Bearer {where.key}"} if where.key else {}
+    url = where.url
+    if where.key and (parts := _parts(url)) is not None:  # a key takes the place of userinfo: aiohttp refuses both
+        url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s), trust_env=True) as session,
-            session.post(where.url, json=body, headers=headers, allow_redirects=False) as response,
+            session.post(url, json=body, headers=headers, allow_redirects=False) as response,
         ):
             if response.status != 200:
                 return f"http_{response.status}", {}
-            data = await response.content.read(RESPONSE_BYTES_MAX)
+            data = bytearray()
+            async for part in response.content.iter_chunked(65_536):  # one read gives what has come, not the whole
+                data += part
+                if len(data) > RESPONSE_BYTES_MAX:
+                    return "too_large", {}
     except TimeoutError:
         return "timeout", {}
     except (aiohttp.ClientError, OSError, ValueError, asyncio.IncompleteReadError):
@@ -118,7 +131,22 @@ def _answer(answer: dict[str, Any]) -> tuple[str, str]:
     """The first choice's text and why it ended."""
     choices = answer.get("choices")
     first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    return _text(_part(first, "message").get("content")) or "", _text(first.get("finish_reason")) or ""
+    text = _text(_part(first, "message").get("content")) or ""
+    return text.strip(), _text(first.get("finish_reason")) or ""
+
+
+def _parts(url: str) -> SplitResult | None:
+    """The parts of an http or https URL with a host, or None."""
+    try:
+        parts = urlsplit(url)
+        return parts if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 else None
+    except ValueError:
+        return None
+
+
+def _model_name(value: Any) -> str | None:
+    """What the server says that it ran, or None where that is no name: it goes into the stream, content must not."""
+    return value if isinstance(value, str) and _MODEL_NAME.fullmatch(value) and redact(value) == value else None
 
 
 def _part(value: Any, name: str) -> dict[str, Any]:
