@@ -37,7 +37,7 @@ class _Ack(msgspec.Struct):
 
 # What the stream answered: the sequence, or 0 when the subject had been taken before.
 # It may return an awaitable (a publish of the work queue's ack), which is then awaited.
-Then = Callable[[int], Awaitable[None] | None]
+Then = Callable[[int], Awaitable[object] | None]
 
 
 class _Pending(msgspec.Struct):
@@ -110,7 +110,7 @@ class Appender:
 
     def _acked(
         self, subject: str, data: bytes, _reply: str, headers: Mapping[str, str] | None
-    ) -> Awaitable[None] | None:
+    ) -> Awaitable[object] | None:
         token = subject[len(self._prefix) + 1 :]
         pending = self._pending.get(token)
         if pending is None:

@@ -2,7 +2,7 @@
 
 Theory of operation. A `Bus` is one connection. Appending facts (`shared.append`) and reading streams
 (`shared.pull`) are built on its `publish` and `subscribe` with plain JetStream API messages, because the
-client's own forms lose requests over a server restart (docs/nats.md). Key-value, objects and micro services
+client's own forms lose requests over a server restart (docs/theory.md). Key-value, objects and micro services
 are the client's own. Errors are told by whose they are: a server that is not there is `Unavailable`.
 """
 
@@ -35,7 +35,7 @@ OBJECT_TIMEOUT_S = 120.0  # a missing body hangs for ever otherwise
 PENDING_BYTES_MAX = 64 * 1024 * 1024
 
 # What a subscription's handler gets: subject, data, reply subject, headers (None when there are none).
-Handler = Callable[[str, bytes, str, Mapping[str, str] | None], Awaitable[None] | None]
+Handler = Callable[[str, bytes, str, Mapping[str, str] | None], Awaitable[object] | None]
 # What a service's endpoint gets: the request's data and its reply subject. It answers with `Bus.publish`.
 Endpoint = Callable[[bytes, str], Awaitable[None]]
 

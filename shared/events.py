@@ -6,11 +6,12 @@ has no `outputs`, cannot be read, and counts as nothing.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
 
-from shared.plan import PLAN_STEPS_MAX, Goal, Plan
+from shared.plan import PLAN_STEPS_MAX, Goal, Plan, hash_of
 from shared.status import RunStatus, StepStatus
 from shared.subjects import RUN_DIGITS_MAX, is_principal, is_step_id
 
@@ -182,6 +183,28 @@ KINDS: dict[str, tuple[type, int, int]] = {
 _DECODERS: dict[str, tuple[Callable[[bytes], Any], int, int]] = {
     kind: (msgspec.json.Decoder(struct).decode, least, most) for kind, (struct, least, most) in KINDS.items()
 }
+PLAN_CACHED_BYTES_MAX = 16_384
+
+
+def _new_plan(data: bytes) -> PlanCreated:
+    """The plan, if its hash is its own: over all that was said, so that a newer writer's fields count, too."""
+    plan = msgspec.json.decode(data, type=PlanCreated)
+    said = msgspec.json.decode(data)
+    del said["plan_hash"]
+    if hash_of(said) != plan.plan_hash:
+        raise ValueError("the plan's hash is not its own")
+    return plan
+
+
+# A goal that is asked again gives the same bytes, and one immutable plan serves all of its runs.
+_same_plan = lru_cache(maxsize=256)(_new_plan)
+
+
+def _plan(data: bytes) -> PlanCreated:
+    return _same_plan(data) if len(data) <= PLAN_CACHED_BYTES_MAX else _new_plan(data)
+
+
+_DECODERS["plan.created"] = (_plan, 0, 0)
 _STEP_KINDS = frozenset(("step.dispatched", "step.completed", "step.failed", "step.skipped", "llm.called"))
 
 
@@ -213,7 +236,8 @@ def read(subject: str, seq: int, at_ns: int, data: bytes) -> Event:
         # The goal is read by `read_goal` where it matters; a fold needs only to know that there is one.
         principal = parts[2] if len(parts) == 3 else ""
         if len(parts) > 3 or (principal and not is_principal(principal)):
-            return Event(seq, at_ns, kind, 0, Unreadable("no principal can be read from the subject"))
+            # A run all the same: the planner rejects it, so that whoever asked is told.
+            return Event(seq, at_ns, kind, seq, Unreadable("no principal can be read from the subject"))
         return Event(seq, at_ns, kind, seq, None, tail=principal)
     run = _number(parts[2], RUN_DIGITS_MAX) if len(parts) > 2 else 0
     known = _DECODERS.get(kind)

@@ -139,6 +139,11 @@ def plan_hash(plan: Plan) -> str:
     """SHA-256, in hex, over the canonical JSON of the plan without its own `plan_hash`."""
     fields = msgspec.to_builtins(plan)
     del fields["plan_hash"]
+    return hash_of(fields)
+
+
+def hash_of(fields: dict[str, Any]) -> str:
+    """SHA-256, in hex, over the canonical JSON of a plan's fields."""
     return hashlib.sha256(canonical(fields)).hexdigest()
 
 

@@ -227,6 +227,7 @@ class Reader:
         self._keeper: asyncio.Task[None] | None = None
         self._forget: Callable[[], None] | None = None
         self._consumer_seq = 0
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> "Reader":
         await self._open()
@@ -291,7 +292,27 @@ class Reader:
         self._consumer_seq = number
         seq = int(parts[at + 1])
         self.position = seq
-        return self._handler(subject, seq, int(parts[at + 3]), data)
+        try:
+            done = self._handler(subject, seq, int(parts[at + 3]), data)
+        except Exception as error:
+            self._fail(error)
+            raise
+        return done if done is None else self._watched(done)
+
+    async def _watched(self, done: Awaitable[None]) -> None:
+        try:
+            await done
+        except Exception as error:
+            self._fail(error)
+            raise
+
+    def _fail(self, error: Exception) -> None:
+        if not self._failure.done():
+            self._failure.set_exception(error)
+
+    async def failed(self) -> None:
+        """Wait until the handler raises, and raise that: an event that was not folded must not be passed over."""
+        await asyncio.shield(self._failure)
 
     async def _reconnected(self) -> None:
         # What was under way is lost, as nothing was acked; the consumer may be lost, too.

@@ -29,7 +29,7 @@ from shared.events import (
     Unreadable,
 )
 from shared.plan import Step
-from shared.status import RUN_ENDS, RunStatus, StepStatus
+from shared.status import RUN_ENDS, STEP_ENDS, RunStatus, StepStatus
 
 
 class StepState(msgspec.Struct, frozen=True):
@@ -44,6 +44,9 @@ class StepState(msgspec.Struct, frozen=True):
     host: str | None = None
     outputs: dict[str, Any] = {}
     artifacts: list[Artifact] = []
+    grant: int = 0  # tokens that the running attempt may spend
+    spent: int = 0  # of its grant, as reported, or all of it when a call's usage was not
+    taken: int = 0  # an attempt whose dispatch cannot be said any more, because a stranger has
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -60,6 +63,7 @@ class Run(msgspec.Struct, frozen=True):
     started_ns: int = 0
     ended_ns: int = 0
     tokens: Tokens = Tokens()
+    charged: int = 0  # tokens that count against the budget: what was reported, and grants that nobody accounted for
     # Flags that a decision follows from.
     timed_out: bool = False
     broken: str = ""
@@ -197,14 +201,24 @@ def _started(run: Run, event: Event) -> Run:
 
 def _dispatched(run: Run, event: Event) -> Run:
     state = run.steps.get(event.step)
-    if state is None or state.status != "pending" or event.attempt != state.attempt + 1:
+    if state is None or run.timed_out or event.attempt != state.attempt + 1:
         return run
-    # The attempt's subject is taken by something else: the attempt is lost, the next has a subject of its own.
+    step = run.step_plan(event.step)
+    if event.tail != step.task:
+        return run  # the executor's own subject names the plan's task and is still free
+    if state.status == "running" and not state.taken:
+        state = replace(state, taken=event.attempt)
+        return replace(run, steps={**run.steps, event.step: state}, at_ns=event.at_ns)
+    if state.status != "pending":
+        return run
+    # What holds the attempt's subject and is no dispatch in its time: the attempt is lost, the next has its own.
     if isinstance(event.body, Unreadable):
         return _attempt_lost(run, event, state, "unreadable_dispatch", event.body.reason, retryable=True)
-    if run.status != "running":
-        return _attempt_lost(run, event, state, "early_dispatch", "said before the run was started", retryable=True)
-    state = StepState(status="running", attempt=event.attempt, dispatched_ns=event.at_ns)
+    if run.status != "running" or any(run.steps[need].status not in STEP_ENDS for need in step.needs):
+        return _attempt_lost(run, event, state, "early_dispatch", "dispatched before its time", retryable=True)
+    state = StepState(
+        status="running", attempt=event.attempt, dispatched_ns=event.at_ns, grant=max(0, event.body.token_grant)
+    )
     return replace(run, steps={**run.steps, event.step: state}, at_ns=event.at_ns)
 
 
@@ -240,10 +254,11 @@ def _failed(run: Run, event: Event) -> Run:
 def _attempt_lost(
     run: Run, event: Event, state: StepState, error: str, message: str, *, retryable: bool, host: str | None = None
 ) -> Run:
-    again = retryable and not run.timed_out and event.attempt < run.step_plan(event.step).max_attempts
+    attempt = max(event.attempt, state.taken)
+    again = retryable and not run.timed_out and attempt < run.step_plan(event.step).max_attempts
     state = StepState(
         status="pending" if again else "failed",
-        attempt=event.attempt,
+        attempt=attempt,
         dispatched_ns=state.dispatched_ns,
         ended_ns=0 if again else event.at_ns,
         error=error,
@@ -255,23 +270,31 @@ def _attempt_lost(
 
 def _skipped(run: Run, event: Event) -> Run:
     state = run.steps.get(event.step)
-    if state is None or state.status != "pending" or isinstance(event.body, Unreadable):
-        return run  # an unreadable skip means nothing: the run's end says what became of the step
-    body: StepSkipped = event.body
-    state = replace(state, status="skipped", ended_ns=event.at_ns, message=body.reason)
+    if state is None or state.status != "pending":
+        return run
+    # Unreadable: it can never be said here that the step is skipped, so the message has to stand for it.
+    body = event.body
+    reason = body.reason if isinstance(body, StepSkipped) else "step.skipped holds another message"
+    state = replace(state, status="skipped", ended_ns=event.at_ns, message=reason)
     return replace(run, steps={**run.steps, event.step: state}, at_ns=event.at_ns)
 
 
 def _called(run: Run, event: Event) -> Run:
-    if event.step not in run.steps or isinstance(event.body, Unreadable):
+    """A call counts while its step runs. Unknown usage is charged as the whole grant, never as zero."""
+    state = run.steps.get(event.step)
+    if state is None or state.status != "running" or isinstance(event.body, Unreadable):
         return run
     body: LlmCalled = event.body
+    unknown = body.input_tokens is None or body.output_tokens is None
+    used = (body.input_tokens or 0) + (body.output_tokens or 0)
+    charge = max(used, state.grant - state.spent) if unknown else used
     tokens = Tokens(
         input=run.tokens.input + (body.input_tokens or 0),
         output=run.tokens.output + (body.output_tokens or 0),
-        unknown_calls=run.tokens.unknown_calls + (body.input_tokens is None or body.output_tokens is None),
+        unknown_calls=run.tokens.unknown_calls + unknown,
     )
-    return replace(run, tokens=tokens, at_ns=event.at_ns)
+    steps = {**run.steps, event.step: replace(state, spent=state.spent + charge)}
+    return replace(run, tokens=tokens, steps=steps, charged=run.charged + charge, at_ns=event.at_ns)
 
 
 def _fired(run: Run, event: Event) -> Run:
@@ -296,6 +319,8 @@ def _fired(run: Run, event: Event) -> Run:
 
 def _overtaken(run: Run, event: Event, step: str, state: StepState, message: str) -> Run:
     lost = Event(event.seq, event.at_ns, event.kind, event.run, None, step=step, attempt=state.attempt)
+    # Nobody can say what it has spent of its grant.
+    run = replace(run, charged=run.charged + max(0, state.grant - state.spent))
     return _attempt_lost(run, lost, state, "timeout", message, retryable=True)
 
 
@@ -307,9 +332,7 @@ def _run_completed(run: Run, event: Event) -> Run:
         # Nobody can ever say the true end on this subject: the run is over, and the record says how.
         status, reason = "failed", "run.completed holds another message"
     steps = {
-        name: state
-        if state.status in ("succeeded", "failed", "skipped", "cancelled")
-        else replace(state, status="skipped", ended_ns=event.at_ns)
+        name: state if state.status in STEP_ENDS else replace(state, status="skipped", ended_ns=event.at_ns)
         for name, state in run.steps.items()
     }
     return replace(run, status=status, reason=reason, steps=steps, at_ns=event.at_ns, ended_ns=event.at_ns)

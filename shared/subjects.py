@@ -55,7 +55,7 @@ def goal_submitted(principal: str = "") -> str:
     return f"goal.submitted.{principal}" if principal else "goal.submitted"
 
 
-GOALS = ("goal.submitted", "goal.submitted.*")
+GOALS = ("goal.submitted", "goal.submitted.>")  # also what nobody may say: it is rejected aloud
 
 
 # goal.rejected.<run>

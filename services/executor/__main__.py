@@ -39,8 +39,11 @@ async def decide(stop: asyncio.Event) -> None:
     executor = Executor(bus, await Appender(bus).start(), await Config(bus).start())
     await executor.start()
     keeper = asyncio.create_task(keep_worker(stop))
-    await stop.wait()
-    await keeper
+    try:
+        await process.until(stop, executor.failed())
+    finally:
+        stop.set()
+        await keeper
     await executor.stop()
     await bus.close()
 

@@ -76,17 +76,17 @@ def _dispatch(run: Run, step: Step, state: StepState) -> Fact:
 
 
 def token_grant(run: Run, step: Step) -> int:
-    """What is left of the token budget, shared among the steps that may want some.
+    """What is left of the token budget, shared among the steps that may still want some.
 
-    A call whose usage nobody reported counts as the whole budget: unknown is never taken for zero.
+    What running steps hold is reserved; what was charged is gone, known or not.
     """
     assert run.plan is not None
-    if not step.uses_tokens or run.tokens.unknown_calls:
+    if not step.uses_tokens:
         return 0
-    left = run.plan.budgets.token_budget - run.tokens.input - run.tokens.output
-    sharers = sum(
-        1 for other in run.plan.steps if other.uses_tokens and run.steps[other.id].status in ("pending", "running")
-    )
+    states = run.steps.values()
+    reserved = sum(max(0, state.grant - state.spent) for state in states if state.status == "running")
+    left = run.plan.budgets.token_budget - run.charged - reserved
+    sharers = sum(1 for other in run.plan.steps if other.uses_tokens and run.steps[other.id].status == "pending")
     return max(0, left // max(1, sharers))
 
 

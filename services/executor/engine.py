@@ -9,7 +9,7 @@ of waiting is the stream's.
 from collections import defaultdict
 
 from services.executor.decide import CONSEQUENTIAL, Fact, decide
-from shared.events import Event, RunQueued, RunStarted, Unreadable
+from shared.events import Event, RunQueued, RunStarted
 from shared.run import Early, Run, begin, evolve
 from shared.subjects import run_queued, run_started
 
@@ -33,7 +33,7 @@ class Engine:
         """Fold one event; the facts that follow from it and were not said before. None while it does not decide."""
         self.position, self.at_ns = event.seq, event.at_ns
         if event.kind == "goal.submitted":
-            return [] if isinstance(event.body, Unreadable) else self._begun(begin(event, self._early.take(event.seq)))
+            return self._begun(begin(event, self._early.take(event.seq)))
         run = self.runs.get(event.run)
         if run is None:
             if event.run >= event.seq:
@@ -73,16 +73,23 @@ class Engine:
             facts += self._once(run.id, decide(run))
         for directive in list(self._waiting):
             facts += self._admit(directive)
+            for run_id in self._waiting[directive]:
+                facts += self._queue(self.runs[run_id])
         return facts
 
     def _planned(self, run: Run) -> list[Fact]:
         assert run.plan is not None
+        name = run.plan.directive.name
+        facts = self._admit(name)
+        return facts + self._queue(run) if run.id in self._waiting[name] else facts
+
+    def _queue(self, run: Run) -> list[Fact]:
+        assert run.plan is not None
+        if run.status != "pending":
+            return []
         directive = run.plan.directive
-        facts = self._admit(directive.name)
-        if run.id in self._waiting[directive.name]:
-            body = RunQueued(directive=directive.name, max_concurrent_runs=directive.max_concurrent_runs)
-            facts += self._once(run.id, [(run_queued(run.id), body)])
-        return facts
+        body = RunQueued(directive=directive.name, max_concurrent_runs=directive.max_concurrent_runs)
+        return self._once(run.id, [(run_queued(run.id), body)])
 
     def _admit(self, directive: str) -> list[Fact]:
         """Start those who wait, in order, while the next one's own limit leaves a slot."""

@@ -14,6 +14,7 @@ from services.executor.timers import Timers
 from shared.append import Appender
 from shared.bus import Bus
 from shared.config import Config
+from shared.errors import RemitError
 from shared.events import encode, read
 from shared.pull import Reader
 from shared.streams import last_seq, worker_queue
@@ -46,6 +47,14 @@ class Executor:
         await self._reader.stop()
         await self._appender.drain()
 
+    async def failed(self) -> None:
+        """Wait until the fold or its keeping cannot go on, and raise why."""
+        done, _ = await asyncio.wait(
+            [asyncio.create_task(self._reader.failed()), self._keeper], return_when=asyncio.FIRST_COMPLETED
+        )
+        for one in done:
+            one.result()
+
     async def on_event(self, subject: str, seq: int, at_ns: int, data: bytes) -> None:
         event = read(subject, seq, at_ns, data)
         facts = self.engine.apply(event)
@@ -67,9 +76,12 @@ class Executor:
             await asyncio.sleep(1)
             if not self._bus.is_connected:
                 continue
-            for task in self._config.catalogue.tasks:
-                if task.name not in queues:
-                    await worker_queue(self._bus, task.name)
-                    queues.add(task.name)
-            if self.engine.deciding:
-                await self._timers.keep(self.engine)
+            try:
+                for task in self._config.catalogue.tasks:
+                    if task.name not in queues:
+                        await worker_queue(self._bus, task.name)
+                        queues.add(task.name)
+                if self.engine.deciding:
+                    await self._timers.keep(self.engine)
+            except RemitError as error:
+                log.warning("queues and timers wait for the next second: %s", error)

@@ -23,7 +23,15 @@ from shared.events import OUTPUTS_BYTES_MAX, Event, LlmCalled, StepCompleted, St
 from shared.pull import Delivery, Puller
 from shared.redact import redact
 from shared.streams import ACK_WAIT_S, worker_queue
-from shared.subjects import EVENTS, llm_called, run_completed, step_completed, step_failed, worker_consumer
+from shared.subjects import (
+    EVENTS,
+    llm_called,
+    run_completed,
+    step_completed,
+    step_failed,
+    step_skipped,
+    worker_consumer,
+)
 
 log = logging.getLogger("remit.worker")
 
@@ -103,8 +111,8 @@ class Worker:
         try:
             task = self._task(event)
             outcome = await self._outcome(handler, task, delivery, event, started)
-            await self.say_end(puller, delivery, event, outcome)
-            for action in task.when_accepted if isinstance(outcome, StepCompleted) else ():
+            accepted = await self.say_end(puller, delivery, event, outcome)
+            for action in task.when_accepted if accepted and isinstance(outcome, StepCompleted) else ():
                 try:
                     await action()
                 except RemitError as error:
@@ -122,24 +130,27 @@ class Worker:
             outcome = self.failed(failed.error, failed.message)
         subject = _end_subject(event, outcome)
 
-        def said(seq: int) -> Awaitable[None]:
+        def said(seq: int) -> Awaitable[object]:
             return puller.ack(delivery) if seq else self._settle(puller, delivery, event, subject)
 
         await self._appender.say(subject, encode(outcome), said)
 
     async def say_end(
         self, puller: Puller, delivery: Delivery, event: Event, outcome: StepCompleted | StepFailed
-    ) -> None:
-        subject = _end_subject(event, outcome)
+    ) -> bool:
+        """Say the attempt's end and ack; whether it is this one that the stream holds."""
+        subject, data = _end_subject(event, outcome), encode(outcome)
         try:
-            await self._appender.append(subject, encode(outcome))
+            await self._appender.append(subject, data)
         except AlreadySaid:
-            await self._settle(puller, delivery, event, subject)
-        else:
-            await puller.ack(delivery)
+            return await self._settle(puller, delivery, event, subject) == data
+        await puller.ack(delivery)
+        return True
 
-    async def _settle(self, puller: Puller, delivery: Delivery, event: Event, subject: str) -> None:
-        """The attempt's end was refused. Said before by whoever had the step: all is well. Said before the step was
+    async def _settle(self, puller: Puller, delivery: Delivery, event: Event, subject: str) -> bytes | None:
+        """The attempt's end was refused; what is stored in its place comes back.
+
+        Said before by whoever had the step (or by us, and the ack was lost): all is well. Said before the step was
         dispatched, by a stranger: then it ends nothing, and the attempt has to fail where that can still be said.
         """
         stored = await self._bus.last_on(EVENTS, subject)
@@ -149,6 +160,7 @@ class Worker:
             with contextlib.suppress(AlreadySaid):  # both taken: the step's timer ends the attempt
                 await self._appender.append(other, encode(lost))
         await puller.ack(delivery)
+        return stored[1] if stored else None
 
     async def _outcome(
         self, handler: Handler, task: Task, delivery: Delivery, event: Event, started_ns: int
@@ -221,6 +233,7 @@ class Worker:
         ends = [
             step_completed(event.run, event.step, event.attempt),
             step_failed(event.run, event.step, event.attempt),
+            step_skipped(event.run, event.step),
             run_completed(event.run),
         ]
         return bool(await self._bus.direct(EVENTS, {"multi_last": ends}))

@@ -11,7 +11,7 @@ from shared.append import Appender
 from shared.bus import Bus
 from shared.catalogue import Catalogue
 from shared.config import Config
-from shared.events import GoalRejected, PlanCreated, encode
+from shared.events import GoalRejected, PlanCreated, Unreadable, encode, read
 from shared.plan import Problem, read_goal
 from shared.pull import Delivery, Puller
 from shared.subjects import EVENTS, goal_rejected, plan_created
@@ -40,8 +40,12 @@ class Planner:
         await self._bus.flush()
 
     async def on_goal_submitted(self, goal: Delivery) -> None:
-        if goal.delivered > DELIVERIES_MAX:
-            answer: PlanCreated | list[Problem] = [Problem("planning this goal ended the planner each time", "goal")]
+        event = read(goal.subject, goal.seq, goal.at_ns, b"")
+        answer: PlanCreated | list[Problem]
+        if isinstance(event.body, Unreadable):
+            answer = [Problem(event.body.reason, "subject")]
+        elif goal.delivered > DELIVERIES_MAX:
+            answer = [Problem("planning this goal ended the planner each time", "goal")]
         else:
             answer = answer_to(goal.data, self._config.catalogue)
             if isinstance(answer, list) and any(_may_be_news(problem) for problem in answer):

@@ -150,8 +150,6 @@ class Fold:
     def _apply(self, event: Event, data: bytes) -> tuple[Run | None, str]:
         """The run after the event, and why it changed nothing ("" when it did)."""
         if event.kind == "goal.submitted":
-            if isinstance(event.body, Unreadable):
-                return None, event.body.reason
             after = begin(event, self._early.take(event.seq))
             self._goals[after.id] = _asked(data)
         else:

@@ -68,7 +68,11 @@ class Registry:
 
     async def failed(self) -> None:
         """Wait until the fold cannot go on, and raise why. What cannot be written must not be forgotten in silence."""
-        await self._flusher
+        done, _ = await asyncio.wait(
+            [asyncio.create_task(self._reader.failed()), self._flusher], return_when=asyncio.FIRST_COMPLETED
+        )
+        for one in done:
+            one.result()
 
     async def stop(self) -> None:
         self._flusher.cancel()

@@ -43,8 +43,8 @@ def subjects(run: Run) -> list[str]:
     return [subject for subject, _ in decide(run)]
 
 
-def to(step: str, attempt: int = 1) -> tuple[str, Any]:
-    return step_dispatched(RUN, step, attempt, "noop"), controls.dispatched()
+def to(step: str, attempt: int = 1, grant: int = 0) -> tuple[str, Any]:
+    return step_dispatched(RUN, step, attempt, "noop"), controls.dispatched(token_grant=grant)
 
 
 def done(step: str, attempt: int = 1) -> tuple[str, Any]:
@@ -203,10 +203,10 @@ def test_what_was_used_is_not_granted_again() -> None:
     assert grants(run) == {"b": 60}
 
 
-def test_unknown_usage_counts_as_the_whole_budget() -> None:
+def test_unknown_usage_counts_as_the_whole_grant() -> None:
     steps = [controls.step("a", uses_tokens=True), controls.step("b", uses_tokens=True, needs=["a"])]
     call = (llm_called(RUN, "a", "1-1"), controls.called(input_tokens=None, output_tokens=1))
-    assert grants(given(steps, to("a"), call, done("a"), budgets=Budgets(token_budget=100))) == {"b": 0}
+    assert grants(given(steps, to("a", grant=60), call, done("a"), budgets=Budgets(token_budget=100))) == {"b": 40}
 
 
 def test_no_grant_is_below_zero() -> None:
@@ -218,6 +218,14 @@ def test_no_grant_is_below_zero() -> None:
 def test_grants_that_are_out_and_what_was_used_never_exceed_the_budget() -> None:
     """a used 30 of its 33 and is tried again while b and c still hold 33 each: 30 + 66 + the new grant <= 100."""
     call = (llm_called(RUN, "a", "1-1"), controls.called(input_tokens=30, output_tokens=0))
-    run = given(HUNGRY, to("a"), to("b"), to("c"), call, lost("a"), budgets=Budgets(token_budget=100))
+    run = given(
+        HUNGRY,
+        to("a", grant=33),
+        to("b", grant=33),
+        to("c", grant=33),
+        call,
+        lost("a"),
+        budgets=Budgets(token_budget=100),
+    )
     held = dict.fromkeys("bc", 33)
     assert 30 + sum(held.values()) + grants(run)["a"] <= 100

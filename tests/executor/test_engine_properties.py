@@ -21,6 +21,7 @@ from shared.events import Event, PlanCreated, RunCompleted, StepDispatched, Unre
 from shared.run import Run, begin, evolve
 from shared.status import STEP_ENDS
 from shared.subjects import (
+    goal_rejected,
     llm_called,
     plan_created,
     run_cancel_requested,
@@ -114,7 +115,7 @@ class World:
         folded: dict[int, Run] = {}
         for seq in range(1, self.stream.last_seq + 1):
             event = self.stream.event(seq)
-            if event.kind == "goal.submitted" and not isinstance(event.body, Unreadable):
+            if event.kind == "goal.submitted":
                 folded[seq] = begin(event)
             elif event.run in folded:
                 folded[event.run] = evolve(folded[event.run], event)
@@ -133,6 +134,8 @@ class World:
         """The planner plans, workers answer all that is open, timers fire for what nobody answers."""
         for run in self.goals:
             self.say_plan(run)
+        for run in self.runs().keys() - self.goals.keys():  # goals under a subject that names nobody
+            self.stream.say(goal_rejected(run), controls.goal_rejected_body())
         for _ in range(200):
             self.settle()
             before = self.stream.last_seq
@@ -167,8 +170,7 @@ def audit(stream: Stream) -> dict[int, Run]:
     for seq in range(1, stream.last_seq + 1):
         event = stream.event(seq)
         if event.kind == "goal.submitted":
-            if not isinstance(event.body, Unreadable):
-                runs[seq] = begin(event)
+            runs[seq] = begin(event)
             continue
         before = runs.get(event.run)
         if before is None:
