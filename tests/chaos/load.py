@@ -12,17 +12,26 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from shared.append import Appender
 from shared.bus import ApiError, Bus
 from shared.errors import RemitError, Unavailable
-from shared.streams import bucket, events, objects, timers, work_queue, worker_queue
-from shared.subjects import EVENTS, GOALS, worker_consumer
-from tests.auditor import Message
-from tests.stack import Stack
+from shared.ledger import Answer, Question
+from shared.streams import ensure, work_queue
+from shared.subjects import EVENTS, step_dispatched_to, worker_consumer
+from tests.auditor import Message, audit
+from tests.conftest import until
+from tests.stack import ROOT, Stack
 
-# A lease of its usual 30 s would make every kill -9 a wait of 30 s; consumers that exist already are left as they are.
 LEASE_S = 2
+# Every process of the stack gets this lease: see short_lease/sitecustomize.py.
+SHORT_LEASE = {
+    "CHAOS_LEASE_S": str(LEASE_S),
+    "PYTHONPATH": os.pathsep.join((str(Path(__file__).with_name("short_lease")), str(ROOT))),
+}
 SLOW_TASK = "chaos-slow"
 SLOW_TIMEOUT_S = 20
 PAGE = 1_000
@@ -56,20 +65,14 @@ def seed() -> int:
 
 
 async def prepare(bus: Bus) -> None:
-    """Streams and queues with a short lease, before any service makes them with the usual one; the slow task."""
-    for config in (
-        timers(1), events(1), bucket("config", 1, history=64), bucket("memory", 1, history=1), objects("artifacts", 1)
-    ):  # fmt: skip
-        await bus.api(f"STREAM.CREATE.{config['name']}", config)
-    await work_queue(bus, "planner", list(GOALS), ack_wait_s=LEASE_S)
-    for task in ("noop", "fail", SLOW_TASK):
-        await work_queue(bus, worker_consumer(task), [f"step.dispatched.*.*.*.{task}"], ack_wait_s=LEASE_S)
+    """The streams, and the slow task in the catalogue."""
+    await ensure(bus)
     await add_task(bus, SLOW_TASK, timeout_s=SLOW_TIMEOUT_S, max_attempts=10)
 
 
 async def add_task(bus: Bus, name: str, *, timeout_s: int, max_attempts: int = 3) -> None:
     """Put a task into the catalogue that only the tests perform."""
-    await worker_queue(bus, name)
+    await work_queue(bus, worker_consumer(name), [step_dispatched_to(name)], ack_wait_s=LEASE_S)
     spec = {"name": name, "timeout_s": timeout_s, "max_attempts": max_attempts}
     await bus.kv_put("config", f"task.{name}", json.dumps(spec).encode())
 
@@ -88,13 +91,9 @@ class Load:
         self.runs[run] = goal
         return run
 
-    async def submit_mix(self, count: int, *, every_s: float = 0.0) -> None:
-        """`count` goals of the mix; with `every_s`, one each so many seconds."""
-        async with asyncio.TaskGroup() as group:
-            for goal in itertools.islice(itertools.cycle(MIX), count):
-                group.create_task(self.submit(goal))
-                if every_s:
-                    await asyncio.sleep(every_s)
+    async def submit_mix(self, count: int) -> None:
+        """`count` goals of the mix, as fast as they go."""
+        await asyncio.gather(*(self.submit(goal) for goal in itertools.islice(itertools.cycle(MIX), count)))
 
     async def ended(self) -> bool:
         """Whether every goal has an end in the stream."""
@@ -115,9 +114,22 @@ async def subjects(bus: Bus, pattern: str) -> Mapping[str, int]:
             return found
 
 
+async def events_stored(bus: Bus) -> int:
+    """The last sequence of EVENTS."""
+    return int((await bus.api(f"STREAM.INFO.{EVENTS}"))["state"]["last_seq"])
+
+
+async def passed(bus: Bus, seq: int) -> bool:
+    """Whether the stream has reached `seq`; False while the server is away."""
+    try:
+        return await events_stored(bus) >= seq
+    except (Unavailable, ApiError):
+        return False
+
+
 async def whole_stream(bus: Bus) -> list[Message]:
     """Every message of EVENTS as it is stored."""
-    last = (await bus.api(f"STREAM.INFO.{EVENTS}"))["state"]["last_seq"]
+    last = await events_stored(bus)
     found: list[Message] = []
     while not found or found[-1][1] < last:
         after = found[-1][1] if found else 0
@@ -161,3 +173,37 @@ def kill_worker_child(stack: Stack, name: str = "executor") -> int:
     for pid in found:
         os.kill(pid, signal.SIGKILL)
     return len(found)
+
+
+async def digest(bus: Bus) -> dict[str, Any]:
+    """The digests of the registry's tables, when they hold everything that is in the stream now."""
+    last = await events_stored(bus)
+    found = Answer()
+
+    async def answered() -> bool:
+        nonlocal found
+        question = msgspec.json.encode(Question(min_seq=last))
+        try:
+            found = msgspec.json.decode(await bus.request("registry.digest", question), type=Answer)
+        except Unavailable:
+            return False  # it is just starting
+        return found.error is None and found.position >= last
+
+    await until(answered)
+    return found.more
+
+
+async def examine(stack: Stack, bus: Bus) -> dict[int, str]:
+    """What must hold after any chaos: the auditor finds nothing, and a rebuild gives the tables that there are.
+
+    The status of each run comes back.
+    """
+    messages = await whole_stream(bus)
+    assert audit(messages) == []
+    live = await digest(bus)
+    done = await asyncio.to_thread(stack.remit, "rebuild", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    rebuilt = json.loads(done.stdout)
+    assert rebuilt["identical"] is True
+    assert rebuilt["before"] == rebuilt["after"] == live
+    return ends_of(messages)
