@@ -109,7 +109,7 @@ async def test_an_agent_is_discovered_by_its_host_and_reports_its_cards(bus: Bus
     assert report.gpus[0].utilization_pct.mean == 95.0
     assert report.at.endswith("Z")
     (info,) = await bus.discover("gpu")
-    assert info["metadata"]["host"] == "tower"
+    assert info.host == "tower"
     assert [endpoint["subject"] for endpoint in info["endpoints"]] == ["gpu.tower.report"]
 
 
@@ -126,7 +126,7 @@ async def test_two_hosts_answer_each_for_itself(bus: Bus, start: Start) -> None:
     for name, count in (("tower", 1), ("cellar", 3)):
         report = msgspec.json.decode(await ask(bus, name), type=GpuHostReport)
         assert (report.host, len(report.gpus)) == (name, count)
-    assert sorted(info["metadata"]["host"] for info in await bus.discover("gpu")) == ["cellar", "tower"]
+    assert sorted(info.host for info in await bus.discover("gpu")) == ["cellar", "tower"]
 
 
 async def test_a_bad_request_is_answered_with_the_field_and_the_agent_goes_on(bus: Bus, start: Start) -> None:
