@@ -83,6 +83,7 @@ class ServiceInfo(msgspec.Struct):
     id: str = ""
     version: str = ""
     metadata: dict[str, str] = {}
+    endpoints: list[dict[str, Any]] = []
 
     @property
     def host(self) -> str:
@@ -98,6 +99,7 @@ class Bus:
         self._reconnected: list[Callable[[], Awaitable[None]]] = []
         self._buckets: dict[str, Any] = {}
         self._services: list[Any] = []
+        self.closing = False
 
     # -- messages ------------------------------------------------------------------------------------------
 
@@ -363,6 +365,7 @@ class Bus:
         return found
 
     async def close(self) -> None:
+        self.closing = True
         for service in self._services:
             with contextlib.suppress(nats.errors.Error, TimeoutError):
                 await service.stop()
@@ -409,14 +412,15 @@ async def connect(
             await action()
 
     async def disconnected() -> None:
-        log.info("connection to NATS lost")
+        if bus is None or not bus.closing:
+            log.info("connection to NATS lost")
 
     async def error(trouble: Exception) -> None:
         # A permission that is missing shows only here; the caller sees a timeout.
         log.warning("NATS: %s", trouble or type(trouble).__name__)
 
     async def closed() -> None:
-        if on_closed:
+        if on_closed and (bus is None or not bus.closing):
             on_closed()
 
     try:

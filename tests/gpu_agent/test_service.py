@@ -110,7 +110,7 @@ async def test_an_agent_is_discovered_by_its_host_and_reports_its_cards(bus: Bus
     assert report.at.endswith("Z")
     (info,) = await bus.discover("gpu")
     assert info.host == "tower"
-    assert [endpoint["subject"] for endpoint in info["endpoints"]] == ["gpu.tower.report"]
+    assert [endpoint["subject"] for endpoint in info.endpoints] == ["gpu.tower.report"]
 
 
 async def test_a_host_without_a_driver_answers_with_zero_gpus_and_the_reason(bus: Bus, start: Start) -> None:

@@ -39,7 +39,7 @@ async def test_a_fleet_is_read_by_the_agent_s_process(bus: Bus, nats_url: str) -
             async with asyncio.timeout(20):
                 while not (found := await bus.discover("logs")):
                     pass
-            assert [info["metadata"] for info in found] == [{"host": "tower"}]
+            assert [info.metadata for info in found] == [{"host": "tower"}]
             listed = {each.name: each.allowed for each in (await all_sources(bus, "tower")).sources}
             assert {role: listed[six.name(role)] for role in six.containers} == {
                 role: role in ALLOWED for role in six.containers
