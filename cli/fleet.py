@@ -49,13 +49,13 @@ def allow() -> None:
 @click.argument("source")
 @click.option("--host", default="*", help="A host's name or a glob (default: every host).")
 @click.option("--tag", "tags", multiple=True, help="A word for people; may be repeated.")
-@nats_option
+@common
 @ends_well
-def allow_add(source: str, host: str, tags: tuple[str, ...]) -> None:
+def allow_add(output: str, source: str, host: str, tags: tuple[str, ...]) -> None:
     """Allow SOURCE: a container's name, docker:NAME, or a file's /PATH; globs are fine."""
     entry = AllowEntry(id=entry_id(host, source), host=host, source=normal(source), tags=list(tags))
     with_bus(lambda bus: put_entry(bus, entry))
-    click.echo(entry.id)
+    _print(entry, output)
     talk(f"allowed {entry.source} on {'every host' if host == '*' else host}")
 
 
@@ -74,7 +74,14 @@ def allow_ls(output: str) -> None:
         table(rows, ("id", "host", "source", "enabled", "tags"))
 
 
-async def _switch(bus: Bus, one: str, enabled: bool | None) -> str:
+def _print(entry: AllowEntry, output: str) -> None:
+    if output == "json":
+        data(entry)
+    else:
+        click.echo(entry.id)
+
+
+async def _switch(bus: Bus, one: str, enabled: bool | None) -> AllowEntry:
     """Enable, disable or (None) remove the entry with this id, or the one for this source on every host."""
     entries = {entry.id: entry for entry in await read_entries(bus)}
     found = entries.get(one) or entries.get(entry_id("*", one))
@@ -83,35 +90,42 @@ async def _switch(bus: Bus, one: str, enabled: bool | None) -> str:
     if enabled is None:
         await bus.kv_delete(CONFIG_BUCKET, allow_key(found.id))
     else:
-        await put_entry(bus, msgspec.structs.replace(found, enabled=enabled))
-    return found.source
+        found = msgspec.structs.replace(found, enabled=enabled)
+        await put_entry(bus, found)
+    return found
 
 
 @allow.command("rm")
 @click.argument("entry")
-@nats_option
+@common
 @ends_well
-def allow_rm(entry: str) -> None:
+def allow_rm(output: str, entry: str) -> None:
     """Remove ENTRY (its id, or its source)."""
-    talk(f"removed {with_bus(lambda bus: _switch(bus, entry, None))}")
+    found = with_bus(lambda bus: _switch(bus, entry, None))
+    _print(found, output)
+    talk(f"removed {found.source}")
 
 
 @allow.command("disable")
 @click.argument("entry")
-@nats_option
+@common
 @ends_well
-def allow_disable(entry: str) -> None:
+def allow_disable(output: str, entry: str) -> None:
     """Keep ENTRY and let it allow nothing for now."""
-    talk(f"disabled {with_bus(lambda bus: _switch(bus, entry, False))}")
+    found = with_bus(lambda bus: _switch(bus, entry, False))
+    _print(found, output)
+    talk(f"disabled {found.source}")
 
 
 @allow.command("enable")
 @click.argument("entry")
-@nats_option
+@common
 @ends_well
-def allow_enable(entry: str) -> None:
+def allow_enable(output: str, entry: str) -> None:
     """Let a disabled ENTRY allow again."""
-    talk(f"enabled {with_bus(lambda bus: _switch(bus, entry, True))}")
+    found = with_bus(lambda bus: _switch(bus, entry, True))
+    _print(found, output)
+    talk(f"enabled {found.source}")
 
 
 @click.group()
@@ -128,9 +142,11 @@ def tasks() -> None:
 @click.option("--keyword", "keywords", multiple=True, help="A word of a goal that leads to it; may be repeated.")
 @click.option("--timeout", "timeout_s", default=600, type=click.IntRange(1, 86_400), help="Seconds for one attempt.")
 @click.option("--attempts", "max_attempts", default=3, type=click.IntRange(1, 100), help="Attempts at most.")
-@nats_option
+@common
 @ends_well
-def tasks_add(name: str, description: str, keywords: tuple[str, ...], timeout_s: int, max_attempts: int) -> None:
+def tasks_add(
+    output: str, name: str, description: str, keywords: tuple[str, ...], timeout_s: int, max_attempts: int
+) -> None:
     """Put task NAME into the catalogue and make its queue `worker-NAME`."""
     token(name, "name")
     if BUILT_IN.task(name):
@@ -147,6 +163,10 @@ def tasks_add(name: str, description: str, keywords: tuple[str, ...], timeout_s:
         await bus.kv_put(CONFIG_BUCKET, task_key(name), msgspec.json.encode(spec))
 
     with_bus(add)
+    if output == "json":
+        data(spec)
+    else:
+        click.echo(name)
     talk(f"task {name} can be planned; its steps wait in the consumer {worker_consumer(name)} on EVENTS")
 
 

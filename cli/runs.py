@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from cli.follow import follow, summary
-from cli.speak import ask, common, data, ends_well, nats_option, status, table, talk, with_bus
+from cli.speak import ask, common, data, ends_well, status, table, talk, with_bus
 from shared.bus import Bus
 from shared.clock import rfc3339
 from shared.errors import NotFound, RemitError
@@ -86,11 +86,15 @@ def watch(output: str, run: int) -> None:
 
 @click.command()
 @click.argument("run", type=RUN)
-@nats_option
+@common
 @ends_well
-def report(run: int) -> None:
+def report(output: str, run: int) -> None:
     """Print the report (report.md) of a run."""
-    click.echo(with_bus(lambda bus: read_artifact(bus, run, "report.md")), nl=False)
+    content = with_bus(lambda bus: read_artifact(bus, run, "report.md"))
+    if output == "json":
+        data({"run": run, "name": "report.md", "text": content.decode(errors="replace")})
+    else:
+        click.echo(content, nl=False)
 
 
 @click.command()
