@@ -3,7 +3,8 @@
 Theory of operation. Every fact goes out with `Nats-Expected-Last-Subject-Sequence: 0`, so the server stores it at
 most once, whoever repeats it. All acks come back on one wildcard inbox, told apart by their last token: no future
 and no subscription per message. What has no ack after a while, or was under way when the connection broke, is sent
-again: an ack that is missing says nothing, and 10071 on the second try means that the first one was stored.
+again: an ack that is missing says nothing, and 10071 on the second try means that the first one was stored. What is
+not create-only (a goal) carries an id, so that the second try does not become a second run.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 
 from shared.bus import Bus
-from shared.errors import AlreadySaid, RemitError
+from shared.errors import AlreadySaid, RemitError, Unavailable
 
 log = logging.getLogger("remit.append")
 
@@ -36,7 +37,8 @@ class _Ack(msgspec.Struct):
 
 
 # What the stream answered: the sequence, or 0 when the subject had been taken before.
-# It may return an awaitable (a publish of the work queue's ack), which is then awaited.
+# It may return an awaitable (a publish of the work queue's ack), which is then awaited: acks are heard one at a time,
+# so it must not wait for an append of its own.
 Then = Callable[[int], Awaitable[object] | None]
 
 
@@ -79,8 +81,17 @@ class Appender:
             await self._room.wait()
         self._number += 1
         token = str(self._number)
+        reply = f"{self._prefix}.{token}"
+        if headers is None:
+            headers = {"Nats-Msg-Id": reply}  # of this process and this message; it need only outlast the repetitions
         self._pending[token] = _Pending(subject, data, self._sweeps, then, headers)
-        await self._bus.publish(subject, data, f"{self._prefix}.{token}", headers)
+        try:
+            await self._bus.publish(subject, data, reply, headers)
+        except Unavailable as error:
+            log.info("%s waits for the connection: %s", subject, error)  # it is pending, and said when there is one
+        except RemitError:
+            del self._pending[token]  # it can never be said; who said it is told, and nothing repeats it
+            raise
 
     async def append(self, subject: str, data: bytes, *, headers: dict[str, str] | None = CREATE_ONLY) -> int:
         """Append and wait: the message's sequence. `AlreadySaid` when the subject was taken."""
@@ -147,5 +158,8 @@ class Appender:
     async def _resend(self, said_before: int) -> None:
         for token, pending in list(self._pending.items()):
             if token in self._pending and pending.sent <= said_before:
+                try:
+                    await self._bus.publish(pending.subject, pending.data, f"{self._prefix}.{token}", pending.headers)
+                except Unavailable:
+                    return  # the connection broke meanwhile; the next one has all of it said again
                 pending.sent = self._sweeps
-                await self._bus.publish(pending.subject, pending.data, f"{self._prefix}.{token}", pending.headers)

@@ -212,7 +212,7 @@ class _Audit:
 
     def _step_skipped(self, said: Said) -> None:
         step = said.rest[0]
-        if step not in self.plan or self.attempts.get(step) and self._status(step) in ("succeeded", "failed"):
+        if step not in self.plan or self._status(step) in ("running", "succeeded", "failed"):
             self.found.append(f"{step} was skipped at {said.seq} although it is {self._status(step)}")
         if not said.body.get("reason"):
             self.found.append(f"{step} was skipped without a reason")

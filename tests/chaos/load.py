@@ -129,6 +129,7 @@ async def passed(bus: Bus, seq: int) -> bool:
 
 async def whole_stream(bus: Bus) -> list[Message]:
     """Every message of EVENTS as it is stored."""
+    await until(lambda: passed(bus, 0))  # the server may just have been started again
     last = await events_stored(bus)
     found: list[Message] = []
     while not found or found[-1][1] < last:

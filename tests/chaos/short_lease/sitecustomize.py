@@ -1,4 +1,4 @@
-"""Python imports this module at start where its folder is on PYTHONPATH: every process of the stack then has short leases.
+"""Python imports this at start where its folder is on PYTHONPATH: each process of the stack then has short leases.
 
 With the product's lease of 30 s each kill -9 that leaves something in flight would make a test wait for 30 s.
 """
