@@ -53,7 +53,7 @@ def allow() -> None:
 @ends_well
 def allow_add(output: str, source: str, host: str, tags: tuple[str, ...]) -> None:
     """Allow SOURCE: a container's name, docker:NAME, or a file's /PATH; globs are fine."""
-    entry = AllowEntry(id=entry_id(host, source), host=host, source=normal(source), tags=list(tags))
+    entry = check(AllowEntry(id=entry_id(host, source), host=host, source=source, tags=list(tags)))
     with_bus(lambda bus: put_entry(bus, entry))
     _print(entry, output)
     talk(f"allowed {entry.source} on {'every host' if host == '*' else host}")

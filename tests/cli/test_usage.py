@@ -1,0 +1,79 @@
+"""How the command is called: every verb's help, and what nobody can mean. No process and no NATS is needed for it."""
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cli.__main__ import COMMANDS, SERVICES, main
+
+NESTED = [("allow", "add"), ("allow", "ls"), ("allow", "rm"), ("allow", "disable"), ("allow", "enable"),
+          ("tasks", "add"), ("tasks", "ls"), ("tasks", "rm"),
+          ("bench", "runs"), ("bench", "fold"), ("bench", "triage")]  # fmt: skip
+
+
+def invoke(*argv: str) -> Result:
+    """The command in this process; an address where nobody is, so that who asks would end with 5."""
+    return CliRunner(env={"REMIT_NATS_URL": "nats://127.0.0.1:1"}).invoke(main, argv, prog_name="remit")
+
+
+@pytest.mark.parametrize("verb", [(), *((one,) for one in (*COMMANDS, *SERVICES)), *NESTED], ids=" ".join)
+def test_every_verb_has_help(verb: tuple[str, ...]) -> None:
+    done = invoke(*verb, "--help")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.startswith("Usage: remit")
+    assert done.stderr == ""
+
+
+def test_the_version_is_told() -> None:
+    assert invoke("--version").stdout.startswith("remit, version ")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["nonsense"],
+        ["runs", "--nonsense"],
+        ["runs", "--limit", "0"],
+        ["runs", "-o", "xml"],
+        ["show"],
+        ["show", "abc"],
+        ["show", "0"],
+        ["show", "-1"],
+        ["show", "1.5"],
+        ["show", "9" * 30],
+        ["show", "1", "2"],
+        ["submit"],
+        ["submit", ""],
+        ["submit", "   "],
+        ["submit", "x" * 2001],
+        ["submit", "check logs", "--max-steps", "0"],
+        ["submit", "check logs", "--time-budget", "86401"],
+        ["submit", "check logs", "--token-budget", "-1"],
+        ["submit", "check logs", "--param", "novalue"],
+        ["submit", "check logs", "--directive", "a b"],
+        ["submit", "check logs", "--host", "a.b"],
+        ["plan"],
+        ["plan", "check logs", "--max-steps", "ten"],
+        ["allow"],
+        ["allow", "add"],
+        ["allow", "add", ""],
+        ["allow", "add", "/a/../b"],
+        ["allow", "add", "docker:"],
+        ["allow", "add", "web", "--host", "a b"],
+        ["tasks", "add", "a.b"],
+        ["tasks", "add", ""],
+        ["tasks", "add", "noop"],
+        ["tasks", "add", "good", "--keyword", "two words"],
+        ["tasks", "add", "good", "--timeout", "0"],
+        ["bench", "runs", "--seconds", "0"],
+        ["up", "--nats-port", "70000"],
+        ["rebuild", "now"],
+    ],
+    ids=lambda argv: " ".join(argv)[:40],
+)
+def test_what_nobody_can_mean_is_a_usage_error(argv: list[str]) -> None:
+    """Exit 2, a line on stderr, nothing on stdout, and nobody is asked."""
+    done = invoke(*argv)
+    assert done.exit_code == 2, (done.stdout, done.stderr)
+    assert isinstance(done.exception, SystemExit)
+    assert done.stdout == ""
+    assert done.stderr
