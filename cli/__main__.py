@@ -26,6 +26,7 @@ COMMANDS = {
     "hosts": ("cli.runs", "hosts"),
     "allow": ("cli.fleet", "allow"),
     "tasks": ("cli.fleet", "tasks"),
+    "directives": ("cli.directives", "directives"),
     "rebuild": ("cli.ledger", "rebuild"),
     "bench": ("cli.bench", "bench"),
     "test": ("cli.__main__", "test"),

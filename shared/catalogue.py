@@ -34,6 +34,10 @@ ANY_TASK = "*"  # in a directive's task_list: every task of the catalogue, in it
 
 DIRECTIVES: tuple[Directive, ...] = (
     Directive(name="default", description="Every task of the catalogue", task_list=[ANY_TASK]),
+    Directive(name="D1", description="Log triage only", task_list=["log_triage"]),
+    Directive(name="D2", description="GPU report only", task_list=["gpu_report"]),
+    Directive(name="D3", description="Service map only", task_list=["service_map"]),
+    Directive(name="D4", description="Custom: make it yours with `remit directives set D4`", task_list=[ANY_TASK]),
 )
 
 

@@ -1,0 +1,193 @@
+"""`remit directives`: what is allowed, under which name; versioned, and never changed under somebody's hands."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from cli.speak import common, data, ends_well, table, talk, with_bus
+from shared.bus import Bus
+from shared.catalogue import ANY_TASK, BUILT_IN, Catalogue
+from shared.clock import rfc3339
+from shared.config import Config
+from shared.errors import AlreadySaid, Malformed, NotFound
+from shared.plan import BUDGET_LIMITS, Directive, malformed
+from shared.subjects import CONFIG_BUCKET, directive_key, token
+
+HISTORY_MAX = 64
+
+
+def check(directive: Directive, catalogue: Catalogue) -> Directive:
+    """The directive, when goals can be planned under it; `Malformed` with the field when none ever could."""
+    token(directive.name, "name")
+    if not directive.task_list:
+        raise Malformed("it allows nothing; `*` stands for every task of the catalogue", field="task_list")
+    for name in directive.task_list:
+        if name != ANY_TASK and catalogue.task(name) is None:
+            raise Malformed(f"there is no task {name!r}; `remit tasks ls` shows them", field="task_list")
+    for field in BUDGET_LIMITS:
+        default, most = getattr(directive.defaults, field), getattr(directive.maximum, field)
+        if default > most:
+            raise Malformed(f"the default {default} is over the maximum {most}", field=f"defaults.{field}")
+    return directive
+
+
+@click.group()
+def directives() -> None:
+    """Say what goals may do: their tasks, their budgets, how many at a time.
+
+    A run is governed by the snapshot of its directive in its plan, whatever is changed later.
+
+    \b
+    remit directives ls
+    remit directives set nightly --task log_triage --task gpu_report --max-concurrent-runs 1
+    remit submit "check logs" --directive nightly
+    """
+
+
+async def _catalogue(bus: Bus) -> Catalogue:
+    config = await Config(bus).start()
+    await config.stop()
+    return config.catalogue
+
+
+@directives.command("ls")
+@common
+@ends_well
+def directives_ls(output: str) -> None:
+    """List the directives, the built-in ones among them."""
+    found = with_bus(_catalogue).directives
+    rows = [{**msgspec.to_builtins(found[name]), "built_in": found[name].version == 0} for name in sorted(found)]
+    if output == "json":
+        data(rows)
+    else:
+        table(rows, ("name", "version", "task_list", "max_concurrent_runs", "on_failure", "description"))
+
+
+@directives.command("show")
+@click.argument("name")
+@common
+@ends_well
+def directives_show(output: str, name: str) -> None:
+    """Show one directive whole."""
+    found = with_bus(_catalogue).directives.get(name)
+    if found is None:
+        raise NotFound(f"there is no directive {name!r}; `remit directives ls` shows them")
+    data(found)  # its JSON is what `set --file` takes, so it is printed in either form
+
+
+@directives.command("set")
+@click.argument("name")
+@click.option("--file", "path", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="JSON, whole.")
+@click.option("--description")
+@click.option("--task", "tasks", multiple=True, help="Allow this task; `*` is every one. Several, in order of rank.")
+@click.option("--max-concurrent-runs", type=click.IntRange(1, 1_000_000))
+@click.option("--on-failure", type=click.Choice(["stop", "continue"]))
+@click.option("--default", "defaults", multiple=True, metavar="FIELD=N", help="A goal's budget when it names none.")
+@click.option("--maximum", "maxima", multiple=True, metavar="FIELD=N", help="What a goal may ask for at most.")
+@click.option("--if-version", type=int, help="Only over this version (0: only if it is new or built in).")
+@common
+@ends_well
+def directives_set(output: str, name: str, path: Path | None, if_version: int | None, **given: Any) -> None:
+    """Make or change directive NAME: what is given is changed, the rest stays.
+
+    Budget fields are max_steps, time_budget_s, token_budget: --default max_steps=5 --maximum token_budget=0
+    """
+    token(name, "name")
+
+    async def change(bus: Bus) -> Directive:
+        catalogue = await _catalogue(bus)
+        stored = await bus.kv_get(CONFIG_BUCKET, directive_key(name))
+        before = catalogue.directives.get(name) or Directive(name=name)
+        if if_version is not None and if_version != before.version:
+            raise AlreadySaid(f"directive {name} is at version {before.version}, not {if_version}: look at it again")
+        after = _read(path.read_bytes()) if path else _changed(before, given)
+        after = check(msgspec.structs.replace(after, name=name, version=before.version + 1), catalogue)
+        await bus.kv_put(
+            CONFIG_BUCKET, directive_key(name), msgspec.json.encode(after), revision=stored[1] if stored else 0
+        )
+        return after
+
+    after = with_bus(change)
+    if output == "json":
+        data(after)
+    else:
+        click.echo(f"{name} version {after.version}")
+    talk(f"goals submitted from now on run under version {after.version}; runs that are planned keep theirs")
+
+
+def _read(content: bytes) -> Directive:
+    try:
+        return msgspec.json.decode(content, type=Directive)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise malformed(error) from error
+
+
+def _changed(before: Directive, given: dict[str, Any]) -> Directive:
+    changes: dict[str, Any] = {
+        field: given[field]
+        for field in ("description", "max_concurrent_runs", "on_failure")
+        if given[field] is not None
+    }
+    if given["tasks"]:
+        changes["task_list"] = list(given["tasks"])
+    for field, pairs in (("defaults", given["defaults"]), ("maximum", given["maxima"])):
+        if pairs:
+            changes[field] = msgspec.structs.replace(getattr(before, field), **dict(_pair(pair) for pair in pairs))
+    # Through JSON once, so that every limit of the struct holds for what was given, too.
+    return _read(msgspec.json.encode(msgspec.structs.replace(before, **changes)))
+
+
+def _pair(text: str) -> tuple[str, int]:
+    field, _, value = text.partition("=")
+    if field not in BUDGET_LIMITS or not value.isdecimal():
+        raise Malformed(f"{text!r} is not FIELD=N with one of {', '.join(BUDGET_LIMITS)}", field="budget")
+    return field, int(value)
+
+
+@directives.command("rm")
+@click.argument("name")
+@common
+@ends_well
+def directives_rm(output: str, name: str) -> None:
+    """Remove directive NAME; a built-in one is as it was at first again."""
+
+    async def remove(bus: Bus) -> None:
+        if await bus.kv_get(CONFIG_BUCKET, directive_key(name)) is None:
+            why = "is built in and was never changed" if name in BUILT_IN.directives else "does not exist"
+            raise NotFound(f"directive {name!r} {why}")
+        await bus.kv_delete(CONFIG_BUCKET, directive_key(name))
+
+    with_bus(remove)
+    if output == "json":
+        data({"removed": name})
+    talk(f"removed {name}")
+
+
+@directives.command("history")
+@click.argument("name")
+@common
+@ends_well
+def directives_history(output: str, name: str) -> None:
+    """Show what directive NAME was before, newest last (the last 64 changes)."""
+    token(name, "name")
+
+    async def read(bus: Bus) -> list[dict[str, Any]]:
+        subject = f"$KV.{CONFIG_BUCKET}.{directive_key(name)}"
+        messages = await bus.direct(f"KV_{CONFIG_BUCKET}", {"next_by_subj": subject, "seq": 1, "batch": HISTORY_MAX})
+        return [
+            {"at": rfc3339(at_ns), "revision": seq, "directive": msgspec.json.decode(body) if body else None}
+            for _, seq, at_ns, body in messages
+        ]
+
+    rows = with_bus(read)
+    if not rows:
+        raise NotFound(f"directive {name!r} has no history here: it was never set")
+    if output == "json":
+        data(rows)
+        return
+    for row in rows:
+        found = row["directive"]
+        what = f"version {found['version']}: {', '.join(found['task_list'])}" if found else "removed"
+        click.echo(f"{row['at'][:19]}  {what}")

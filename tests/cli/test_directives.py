@@ -1,0 +1,68 @@
+"""`remit directives`: versions, limits, and that nobody changes one under another's hands."""
+
+import json
+from typing import Any
+
+import pytest
+
+from shared.bus import Bus
+from tests.stack import Stack
+
+pytestmark = pytest.mark.usefixtures("client")
+
+
+def ran(remit: Stack, *argv: str, code: int = 0) -> Any:
+    done = remit.remit("directives", *argv, "-o", "json")
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout) if done.stdout.strip() else done.stderr
+
+
+def test_the_built_in_ones_are_there(remit: Stack) -> None:
+    assert {"D1", "D2", "D3", "D4", "default"} <= {row["name"] for row in ran(remit, "ls")}
+    assert ran(remit, "show", "D2")["task_list"] == ["gpu_report"]
+
+
+def test_a_directive_governs_what_a_goal_may_do(remit: Stack, client: Bus) -> None:
+    """Set, used, refused by it, changed, and its history told."""
+    made = ran(remit, "set", "narrow", "--task", "noop", "--maximum", "max_steps=2", "--default", "max_steps=1")
+    assert (made["version"], made["task_list"], made["maximum"]["max_steps"]) == (1, ["noop"], 2)
+    fine = remit.remit("submit", "--task", "noop", "--directive", "narrow", "--wait")
+    assert fine.returncode == 0, fine.stderr
+    refused = remit.remit("submit", "--task", "fail", "--directive", "narrow", "--wait")
+    assert refused.returncode == 3 and "does not allow task 'fail'" in refused.stderr
+    over = remit.remit("submit", "--task", "noop", "--directive", "narrow", "--max-steps", "3", "--wait")
+    assert over.returncode == 3 and "max_steps" in over.stderr
+    assert ran(remit, "set", "narrow", "--max-concurrent-runs", "1")["version"] == 2
+    ran(remit, "rm", "narrow")
+    history = [row["directive"] and row["directive"]["version"] for row in ran(remit, "history", "narrow")]
+    assert history == [1, 2, None]
+    gone = remit.remit("submit", "--task", "noop", "--directive", "narrow", "--wait")
+    assert gone.returncode == 3 and "no directive 'narrow'" in gone.stderr
+
+
+def test_a_change_over_a_version_that_is_gone_is_refused(remit: Stack) -> None:
+    ran(remit, "set", "shared", "--task", "noop", "--if-version", "0")
+    ran(remit, "set", "shared", "--on-failure", "continue", "--if-version", "1")
+    assert "at version 2" in ran(remit, "set", "shared", "--on-failure", "stop", "--if-version", "1", code=1)
+    assert ran(remit, "show", "shared")["on_failure"] == "continue"
+
+
+@pytest.mark.parametrize(
+    "argv,field",
+    [
+        (["set", "a.b", "--task", "noop"], "name"),
+        (["set", "x", "--task", "nope"], "task_list"),
+        (["set", "x", "--default", "max_steps=101"], "max_steps"),
+        (["set", "x", "--default", "max_steps=9", "--maximum", "max_steps=3"], "defaults.max_steps"),
+        (["set", "x", "--default", "steps=3"], "budget"),
+    ],
+)
+def test_what_cannot_be_a_directive_is_refused_by_its_field(remit: Stack, argv: list[str], field: str) -> None:
+    assert field in ran(remit, *argv, code=2)
+    assert ran(remit, "show", "x", code=6)
+
+
+def test_what_was_never_set_is_not_found(remit: Stack) -> None:
+    assert "built in" in ran(remit, "rm", "D1", code=6)
+    assert ran(remit, "rm", "nothing", code=6)
+    assert ran(remit, "history", "D1", code=6)
