@@ -80,7 +80,7 @@ async def _up(where: Path, nats: str | None, nats_port: int, http_port: int, hos
             url = nats
         else:
             url = await keeper.start_nats(nats_port)
-        talk(f"NATS {bare(url)}{'' if not nats else ' (not ours)'}")
+        click.echo(f"NATS {bare(url)}")  # the two addresses are data: a script that starts a stack reads them
         (where / "http.port").unlink(missing_ok=True)
         await keeper.start_services(SERVICES, environment(url, where, host, http_port, replicas))
         ready = asyncio.create_task(until_ready(url, SERVICES))
@@ -89,7 +89,7 @@ async def _up(where: Path, nats: str | None, nats_port: int, http_port: int, hos
         if not stop.is_set():
             await (await ready).close()
             port = await http_port_of(where)
-            talk(f"HTTP http://127.0.0.1:{port}")
+            click.echo(f"HTTP http://127.0.0.1:{port}")
             talk(f"host {host}, data and logs under {where}")
             talk('ready; try: remit submit "check logs and GPU" --wait   (Ctrl-C ends it all)')
         await asked
