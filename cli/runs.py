@@ -2,7 +2,7 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import msgspec
@@ -13,7 +13,7 @@ from shared.bus import Bus
 from shared.clock import rfc3339
 from shared.errors import NotFound, RemitError
 from shared.ledger import Question
-from shared.status import EXIT_OF_STATUS
+from shared.status import EXIT_OF_STATUS, RunStatus
 from shared.story import Story, read_story
 from shared.subjects import ARTIFACTS_BUCKET, artifact
 
@@ -21,7 +21,7 @@ RUN = click.IntRange(1, (1 << 62) - 1)
 
 
 @click.command()
-@click.option("--status", "wanted", help="Only runs that are so.")
+@click.option("--status", "wanted", type=click.Choice(get_args(RunStatus)), help="Only runs that are so.")
 @click.option("--limit", default=20, type=click.IntRange(1, 1000), help="How many, newest first.")
 @click.option("--before", type=RUN, help="Only runs before this one: the next page.")
 @common

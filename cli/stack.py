@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -73,6 +74,7 @@ async def _up(where: Path, nats: str | None, nats_port: int, http_port: int, hos
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    _check_free(http_port)
     keeper = Keeper(where, talk)
     try:
         if nats:
@@ -97,6 +99,16 @@ async def _up(where: Path, nats: str | None, nats_port: int, http_port: int, hos
     finally:
         await keeper.stop()
     return 0
+
+
+def _check_free(http_port: int) -> None:
+    """Tell a taken port before anything is started: the gateway could only die of it, again and again."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the gateway listens
+        try:
+            probe.bind(("127.0.0.1", http_port))
+        except OSError as error:
+            raise RemitError(f"HTTP port {http_port}: {error.strerror}; choose another with --http-port 0") from error
 
 
 async def http_port_of(where: Path, patience_s: float = 20.0) -> int:

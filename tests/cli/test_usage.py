@@ -33,6 +33,7 @@ def test_the_version_is_told() -> None:
         ["nonsense"],
         ["runs", "--nonsense"],
         ["runs", "--limit", "0"],
+        ["runs", "--status", "nonsense"],
         ["runs", "-o", "xml"],
         ["show"],
         ["show", "abc"],

@@ -1,0 +1,232 @@
+"""`remit up` and `remit demo`: everything started, kept, and ended; no process is left behind."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cli.keeper import SERVICES
+from tests.stack import ROOT, until
+
+ENDED_WITHIN_S = 25
+
+
+def environment(folder: Path) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("REMIT_")}
+    return {**clean, "XDG_STATE_HOME": str(folder), "REMIT_HOST": "testhost", "PYTHONPATH": str(ROOT)}
+
+
+class Up:
+    """One `remit up` and what it has said."""
+
+    def __init__(self, folder: Path, *argv: str) -> None:
+        self.folder = folder
+        self.said = folder / "up.said"
+        self.data = folder / "data"
+        with self.said.open("ab") as said:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "cli", "up", "--data-dir", str(self.data), *argv],
+                env=environment(folder),
+                cwd=ROOT,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+            )
+
+    def text(self) -> str:
+        return self.said.read_text()
+
+    def ready(self) -> "Up":
+        until(lambda: "ready" in self.text() or self.process.poll() is not None, "the stack is ready")
+        assert self.process.poll() is None, self.text()
+        return self
+
+    def port(self, what: str) -> int:
+        return int(re.findall(rf"^{what} .*:(\d+)$", self.text(), re.MULTILINE)[-1])
+
+    def children(self) -> dict[str, int]:
+        """The services by name with their process ids, workers of the executor among them."""
+        return {name: pid for pid, name in descendants(self.process.pid)}
+
+    def remit(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        url = f"nats://127.0.0.1:{self.port('NATS')}"
+        return subprocess.run(
+            [sys.executable, "-m", "cli", *argv],
+            env={**environment(self.folder), "REMIT_NATS_URL": url},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+
+def descendants(parent: int) -> Iterator[tuple[int, str]]:
+    """Every process below `parent`, with its service's name."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+            command = (stat.parent / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it has ended meanwhile
+        if int(fields[1]) == parent and fields[0] != "Z":
+            pid = int(stat.parent.name)
+            words = [word.decode() for word in command]
+            name = next((word for word in words if word.startswith("services.")), Path(words[0]).name)
+            yield pid, name + ("-worker" if "--work" in words else "")
+            yield from descendants(pid)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+
+
+@contextmanager
+def up(folder: Path, *argv: str) -> Iterator[Up]:
+    """`remit up` on free ports, killed with all below it if a test leaves it running."""
+    made = Up(folder, "--nats-port", "0", *(argv or ("--http-port", "0")))
+    try:
+        yield made
+    finally:
+        below = list(made.children().values())
+        if made.process.poll() is None:
+            made.process.kill()
+        made.process.wait()
+        until(lambda: not any(alive(pid) for pid in below), "the children of a killed keeper are gone")
+
+
+def test_a_stack_is_started_kept_and_ended(tmp_path: Path) -> None:
+    """Both ports are printed and work; a killed service comes back; Ctrl-C ends all and leaves nothing."""
+    with up(tmp_path) as stack:
+        stack.ready()
+        with urllib.request.urlopen(f"http://127.0.0.1:{stack.port('HTTP')}/readyz", timeout=10) as answer:
+            assert answer.status == 200
+        assert stack.remit("submit", "check logs and GPU", "--wait").returncode == 0
+        before = stack.children()
+        wanted = {"nats-server", "services.executor-worker", *(f"services.{one.replace('-', '_')}" for one in SERVICES)}
+        assert set(before) == wanted
+        for victim in ("services.registry", "services.executor"):
+            os.kill(before[victim], signal.SIGKILL)
+        until(
+            lambda: all(
+                stack.children().get(name, before[name]) != before[name]
+                for name in ("services.registry", "services.executor", "services.executor-worker")
+            ),
+            "what was killed is started again",
+        )
+        assert "registry ended (-9); starting it again" in stack.text()
+        until(lambda: stack.remit("runs").returncode == 0, "the new registry answers")
+        assert stack.remit("submit", "--task", "noop", "--wait").returncode == 0
+        assert json.loads(stack.remit("rebuild", "-o", "json").stdout)["identical"] is True
+        last = list(stack.children().values())
+        stack.process.send_signal(signal.SIGINT)
+        assert stack.process.wait(ENDED_WITHIN_S) == 0, stack.text()
+        assert not [pid for pid in last if alive(pid)]
+        assert "Traceback" not in stack.text()
+
+
+def test_nats_itself_comes_back_on_its_port_with_its_store(tmp_path: Path) -> None:
+    with up(tmp_path) as stack:
+        stack.ready()
+        port = stack.port("NATS")
+        run = json.loads(stack.remit("submit", "--task", "noop", "--wait", "-o", "json").stdout)["run"]
+        os.kill(stack.children()["nats-server"], signal.SIGKILL)
+        until(lambda: "nats-server ended (-9)" in stack.text(), "it is told")
+        until(lambda: stack.remit("submit", "--task", "noop", "--wait").returncode == 0, "runs run again")
+        assert stack.port("NATS") == port
+        assert stack.remit("show", str(run)).returncode == 0
+        stack.process.send_signal(signal.SIGTERM)
+        assert stack.process.wait(ENDED_WITHIN_S) == 0, stack.text()
+
+
+def test_a_second_stack_on_the_same_data_is_refused(tmp_path: Path) -> None:
+    """Two on one store would ruin it; once the first has ended, its data is there for the next."""
+    with up(tmp_path) as stack:
+        stack.ready()
+        run = json.loads(stack.remit("submit", "--task", "noop", "--wait", "-o", "json").stdout)["run"]
+        second = subprocess.run(
+            [sys.executable, "-m", "cli", "up", "--data-dir", str(stack.data), "--nats-port", "0", "--http-port", "0"],
+            env=environment(tmp_path),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert second.returncode == 1
+        assert str(stack.data) in second.stderr
+        assert len(second.stderr.splitlines()) == 1
+        assert stack.remit("submit", "--task", "noop", "--wait").returncode == 0
+        stack.process.send_signal(signal.SIGINT)
+        assert stack.process.wait(ENDED_WITHIN_S) == 0
+    stack.said.unlink()
+    with up(tmp_path) as again:
+        again.ready()
+        assert again.remit("show", str(run)).returncode == 0
+
+
+def taken() -> socket.socket:
+    """A port that somebody listens on."""
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def test_a_taken_nats_port_gives_the_way_out(tmp_path: Path) -> None:
+    with taken() as holder:
+        port = str(holder.getsockname()[1])
+        stack = Up(tmp_path, "--nats-port", port, "--http-port", "0")
+        assert stack.process.wait(30) == 1
+    assert f"port {port} is taken" in stack.text()
+    assert "--nats-port 0" in stack.text()
+    assert "Traceback" not in stack.text()
+    assert not stack.children()
+
+
+def test_a_taken_http_port_gives_the_way_out(tmp_path: Path) -> None:
+    with taken() as holder:
+        port = str(holder.getsockname()[1])
+        stack = Up(tmp_path, "--nats-port", "0", "--http-port", port)
+        assert stack.process.wait(60) == 1
+    assert port in stack.text()
+    assert "--http-port" in stack.text()
+    assert "Traceback" not in stack.text()
+
+
+def test_the_demo_does_the_main_job_and_leaves_nothing_running(tmp_path: Path) -> None:
+    """Reports where it says, and with an engine or without one a job that is real."""
+    (tmp_path / "app.log").write_text("INFO all is well\nERROR the demo's own error\n")
+    with subprocess.Popen(
+        [sys.executable, "-m", "cli", "demo", "--logs", str(tmp_path / "*.log")],
+        env=environment(tmp_path),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as demo:
+        below: dict[int, str] = {}
+        until(lambda: below.update(descendants(demo.pid)) or len(below) >= len(SERVICES) + 2, "its processes run")
+        said, talked = demo.communicate(timeout=90)
+    assert demo.returncode == 0, talked
+    assert "host testhost" in talked
+    assert "GPUs: " in talked
+    assert "succeeded" in talked
+    named = [Path(line.strip()) for line in said.splitlines() if line.startswith("  /")]
+    assert {path.name for path in named} == {
+        "report.md",
+        "triage.json",
+        "gpu_report.json",
+        "services.json",
+        "services.md",
+    }
+    assert all(path.stat().st_size for path in named)
+    assert all(path.is_relative_to(tmp_path) for path in named)
+    assert "the demo's own error" in next(path for path in named if path.name == "report.md").read_text()
+    assert "tokens: 0 in, 0 out" in said
+    assert not [below[pid] for pid in below if alive(pid)]
