@@ -130,10 +130,20 @@ class Worker:
             outcome = self.failed(failed.error, failed.message)
         subject = _end_subject(event, outcome)
 
-        def said(seq: int) -> Awaitable[object]:
-            return puller.ack(delivery) if seq else self._settle(puller, delivery, event, subject)
+        def said(seq: int) -> Awaitable[None] | None:
+            if seq:
+                return puller.ack(delivery)
+            # In a task of its own: it may append, and acks are heard one at a time, so the next one would never come.
+            self.begin(puller, delivery, asyncio.create_task(self._settle_later(puller, delivery, event, subject)))
+            return None
 
         await self._appender.say(subject, encode(outcome), said)
+
+    async def _settle_later(self, puller: Puller, delivery: Delivery, event: Event, subject: str) -> None:
+        try:
+            await self._settle(puller, delivery, event, subject)
+        except Unavailable as error:
+            log.warning("run %d step %s is delivered again: %s", event.run, event.step, error)
 
     async def say_end(
         self, puller: Puller, delivery: Delivery, event: Event, outcome: StepCompleted | StepFailed
