@@ -7,6 +7,7 @@ followed from it: the next attempt, the skipped steps, the run's end. It knows s
 handlers. An empty list means that it found nothing to say against the stream.
 """
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterable
@@ -60,7 +61,7 @@ def _order(messages: list[Message]) -> list[str]:
     seqs = [message[1] for message in messages]
     missing = sorted(set(range(1, (seqs[-1] if seqs else 0) + 1)) - set(seqs))
     found = [f"{len(missing)} messages are missing, the first is {missing[0]}"] if missing else []
-    found += [f"message {seq} is there twice" for seq, next_ in zip(seqs, seqs[1:], strict=False) if seq == next_]
+    found += [f"message {seq} is there twice" for seq, next_ in itertools.pairwise(seqs) if seq == next_]
     return found
 
 
