@@ -409,7 +409,10 @@ async def connect(
     async def reconnected() -> None:
         log.info("reconnected to NATS")
         for action in list(bus._reconnected if bus else ()):
-            await action()
+            try:
+                await action()
+            except Unavailable as error:  # the connection broke again: the next one runs them all
+                log.info("%s", error)
 
     async def disconnected() -> None:
         if bus is None or not bus.closing:
@@ -427,7 +430,7 @@ async def connect(
         client = _Client()
         await asyncio.wait_for(
             client.connect(
-                url,
+                [one.strip() for one in url.split(",")],
                 name=name,
                 user_credentials=credentials,
                 connect_timeout=CONNECT_TIMEOUT_S,

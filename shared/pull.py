@@ -108,7 +108,10 @@ class _Pulls:
         self._open[reply] = self._batch
         self._quiet = 0
         body = {"batch": self._batch, "expires": EXPIRES_S * NS, "idle_heartbeat": HEARTBEAT_S * NS}
-        await self._bus.publish(self._subject, msgspec.json.encode(body), reply)
+        try:
+            await self._bus.publish(self._subject, msgspec.json.encode(body), reply)
+        except Unavailable:
+            self._again = True  # `_listen` asks when there is a connection
 
     def _came(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> Awaitable[None] | None:
         # Not a coroutine: it runs for every message, and only some have something to wait for.
@@ -128,9 +131,11 @@ class _Pulls:
         return done
 
     async def _then_ask(self, done: Awaitable[None] | None) -> None:
-        await self._ask()  # before the work, so that the next messages are under way meanwhile
-        if done is not None:
-            await done
+        try:
+            await self._ask()  # before the work, so that the next messages are under way meanwhile
+        finally:
+            if done is not None:
+                await done  # whatever becomes of the question, this message is in hand
 
     async def _told(self, request: str, status: str, text: str) -> None:
         """The server's word on one request: a heartbeat, or its end."""
@@ -227,6 +232,8 @@ class Reader:
         self._keeper: asyncio.Task[None] | None = None
         self._forget: Callable[[], None] | None = None
         self._consumer_seq = 0
+        self._at_rest = asyncio.Event()  # no message is in the handler's hand
+        self._at_rest.set()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> "Reader":
@@ -251,6 +258,9 @@ class Reader:
     async def _open(self) -> None:
         """A new consumer right behind the last message seen."""
         if self._pulls:
+            self._consumer = ""  # what still comes of the old one is left out: the new one brings it again
+            # The end of a subscription cuts its handler off, and a message that was begun has to be folded to its end.
+            await self._at_rest.wait()
             await self._pulls.stop()
             self._pulls = None
         config = self._config()
@@ -281,8 +291,8 @@ class Reader:
     def _deliver(self, subject: str, data: bytes, reply: str) -> Any:
         parts = reply.split(".")
         at = 4 if len(parts) == 9 else 6
-        if parts[at - 1] != self._consumer:
-            return None  # a late message of the consumer before
+        if parts[at - 1] != self._consumer or self._failure.done():
+            return None  # a late message of the consumer before; or one that must not be folded over a hole
         # The consumer numbers what it delivers without gaps, whatever its filter: a gap is a lost message.
         number = int(parts[at + 2])
         if number != self._consumer_seq + 1:
@@ -297,7 +307,10 @@ class Reader:
         except Exception as error:
             self._fail(error)
             raise
-        return done if done is None else self._watched(done)
+        if done is None:
+            return None
+        self._at_rest.clear()
+        return self._watched(done)
 
     async def _watched(self, done: Awaitable[None]) -> None:
         try:
@@ -305,6 +318,8 @@ class Reader:
         except Exception as error:
             self._fail(error)
             raise
+        finally:
+            self._at_rest.set()
 
     def _fail(self, error: Exception) -> None:
         if not self._failure.done():

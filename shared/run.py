@@ -8,7 +8,7 @@ fold can be compared with itself at any prefix of the stream.
 The executor decides from this, the registry writes its rows from it, CLI and gateway show it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -113,8 +113,12 @@ class Early:
     never be said. A fold keeps one of these; it forgets what the stream has passed.
     """
 
-    def __init__(self) -> None:
-        self._taken: dict[int, str] = {}
+    def __init__(self, known: Mapping[int, str] | None = None) -> None:
+        self._taken: dict[int, str] = dict(known or {})
+
+    def known(self) -> dict[int, str]:
+        """What is remembered, by run; to begin another one with."""
+        return dict(self._taken)
 
     def note(self, event: Event) -> None:
         """Remember the message; when there are too many, those for the farthest runs are let go."""

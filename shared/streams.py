@@ -14,6 +14,7 @@ from shared.subjects import (
     EVENTS,
     GOALS,
     MEMORY_BUCKET,
+    SNAPSHOTS_BUCKET,
     TIMERS,
     step_dispatched_to,
     worker_consumer,
@@ -86,6 +87,7 @@ async def ensure(bus: Bus, replicas: int = 1) -> None:
         bucket(CONFIG_BUCKET, replicas, history=KV_HISTORY),
         bucket(MEMORY_BUCKET, replicas, history=1),
         objects(ARTIFACTS_BUCKET, replicas),
+        objects(SNAPSHOTS_BUCKET, replicas),
     ):
         try:
             await bus.api(f"STREAM.CREATE.{config['name']}", config)
@@ -131,6 +133,12 @@ async def worker_queue(bus: Bus, task: str) -> None:
     await work_queue(bus, worker_consumer(task), [step_dispatched_to(task)])
 
 
+async def standing(bus: Bus, stream: str = EVENTS) -> tuple[str, int]:
+    """When the stream was made, which tells one from another, and its newest sequence."""
+    info = await bus.api(f"STREAM.INFO.{stream}")
+    return str(info["created"]), int(info["state"]["last_seq"])
+
+
 async def last_seq(bus: Bus, stream: str = EVENTS) -> int:
     """The newest sequence of the stream."""
-    return int((await bus.api(f"STREAM.INFO.{stream}"))["state"]["last_seq"])
+    return (await standing(bus, stream))[1]

@@ -17,6 +17,7 @@ TIMERS = "TIMERS"
 CONFIG_BUCKET = "config"
 ARTIFACTS_BUCKET = "artifacts"
 MEMORY_BUCKET = "memory"
+SNAPSHOTS_BUCKET = "snapshots"
 
 # `*.*.*` is refused as a stream's subjects (10052), so the nouns are listed. `timer.fired.>` is not among
 # them: it comes in by sourcing from TIMERS, and a client that publishes it reaches no stream at all.

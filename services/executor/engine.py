@@ -7,6 +7,7 @@ of waiting is the stream's.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 
 from services.executor.decide import CONSEQUENTIAL, Fact, decide
 from shared.events import Event, RunQueued, RunStarted
@@ -25,19 +26,52 @@ class Engine:
         # False until `due` is called: what a new executor reads of the past was answered in the past.
         self.deciding = False
         self._waiting: dict[str, dict[int, None]] = defaultdict(dict)  # by directive, in the stream's order
-        self._holding: dict[str, set[int]] = defaultdict(set)  # by directive: started, or said to be
+        self._holding: dict[str, dict[int, None]] = defaultdict(dict)  # by directive: started, or said to be
         self._said: dict[int, set[str]] = {}
-        self._early = Early()
+        self.early = Early()
+
+    @classmethod
+    def restored(
+        cls,
+        runs: Iterable[Run],
+        waiting: Mapping[str, Iterable[int]],
+        early: Mapping[int, str],
+        *,
+        position: int,
+        at_ns: int,
+    ) -> "Engine":
+        """The engine as it stood at `position`; like a new one it decides only when `due` is called."""
+        engine = cls()
+        engine.position, engine.at_ns = position, at_ns
+        engine.early = Early(early)
+        engine.runs = {run.id: run for run in runs}
+        for directive, run_ids in waiting.items():
+            engine._waiting[directive] = dict.fromkeys(run_ids)
+        for run in engine.runs.values():
+            if run.status == "running" and run.plan is not None:
+                engine._holding[run.plan.directive.name][run.id] = None
+        return engine
+
+    def waiting(self) -> dict[str, list[int]]:
+        """Planned runs that have not started by the stream's word, in the order in which they are to start.
+
+        Whoever was said to be started and is not yet read back stands in front: the next one is to say it again.
+        """
+        order: dict[str, list[int]] = {}
+        for directive in dict.fromkeys([*self._waiting, *self._holding]):
+            held, waits = self._holding.get(directive, {}), self._waiting.get(directive, {})
+            order[directive] = [*(run for run in held if self.runs[run].status in ("pending", "queued")), *waits]
+        return {directive: run_ids for directive, run_ids in order.items() if run_ids}
 
     def apply(self, event: Event) -> list[Fact]:
         """Fold one event; the facts that follow from it and were not said before. None while it does not decide."""
         self.position, self.at_ns = event.seq, event.at_ns
         if event.kind == "goal.submitted":
-            return self._begun(begin(event, self._early.take(event.seq)))
+            return self._begun(begin(event, self.early.take(event.seq)))
         run = self.runs.get(event.run)
         if run is None:
             if event.run >= event.seq:
-                self._early.note(event)
+                self.early.note(event)
             return []
         after = evolve(run, event)
         if after is run:
@@ -109,7 +143,7 @@ class Engine:
         assert run.plan is not None
         name = run.plan.directive.name
         self._waiting[name].pop(run.id, None)
-        self._holding[name].add(run.id)
+        self._holding[name][run.id] = None
 
     def _ended(self, run: Run) -> list[Fact]:
         del self.runs[run.id]
@@ -118,7 +152,7 @@ class Engine:
             return []
         name = run.plan.directive.name
         self._waiting[name].pop(run.id, None)
-        self._holding[name].discard(run.id)
+        self._holding[name].pop(run.id, None)
         facts = self._admit(name) if self.deciding else []
         if not self._waiting[name] and not self._holding[name]:
             del self._waiting[name], self._holding[name]

@@ -7,20 +7,25 @@ before.
 
 import asyncio
 import logging
+import tempfile
+from pathlib import Path
 
+from services.executor import snapshot
 from services.executor.decide import Fact
 from services.executor.engine import Engine
 from services.executor.timers import Timers
 from shared.append import Appender
 from shared.bus import Bus
-from shared.config import Config
+from shared.config import Config, setting
 from shared.errors import RemitError
 from shared.events import encode, read
 from shared.pull import Reader
-from shared.streams import last_seq, worker_queue
-from shared.subjects import EVENTS
+from shared.streams import standing, worker_queue
+from shared.subjects import EVENTS, SNAPSHOTS_BUCKET
 
 log = logging.getLogger("remit.executor")
+
+SNAPSHOT_EVENTS = setting("SNAPSHOT_EVENTS", int, 50_000)  # a new executor reads at most about so many: half a second
 
 
 class Executor:
@@ -30,16 +35,17 @@ class Executor:
         self._bus = bus
         self._appender = appender
         self._config = config
-        self._reader = Reader(bus, EVENTS, self.on_event)
         self._timers = Timers(bus, appender)
         self._known_end = 0
         self.engine = Engine()
 
     async def start(self) -> None:
-        self._known_end = await last_seq(self._bus)
-        if self._known_end == 0:
-            self.engine.due()
-        await self._reader.start()
+        self._created, self._known_end = await standing(self._bus)
+        await self._recall()
+        self._kept_at = self.engine.position
+        if self.engine.position >= self._known_end:
+            await self._begin_to_decide()
+        self._reader = await Reader(self._bus, EVENTS, self.on_event, start_seq=self.engine.position + 1).start()
         self._keeper = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
@@ -60,17 +66,51 @@ class Executor:
         facts = self.engine.apply(event)
         if event.kind == "run.completed":
             await self._timers.run_ended(event.run)
+        for fact in facts:
+            await self._say(fact)
         if not self.engine.deciding and seq >= self._known_end:
-            facts = self.engine.due()
-            log.info("read %d events; %d runs are active, %d facts are due", seq, len(self.engine.runs), len(facts))
+            await self._begin_to_decide()
+
+    async def _begin_to_decide(self) -> None:
+        facts = self.engine.due()
+        runs = len(self.engine.runs)
+        log.info("at event %d: %d runs are active, %d facts are due", self.engine.position, runs, len(facts))
         for fact in facts:
             await self._say(fact)
 
     async def _say(self, fact: Fact) -> None:
         await self._appender.say(fact[0], encode(fact[1]))
 
+    async def _recall(self) -> None:
+        """Begin with what an executor like this one has kept, if there is any."""
+        with tempfile.TemporaryDirectory() as folder:
+            into = Path(folder) / "snapshot"
+            try:
+                await self._bus.object_get(SNAPSHOTS_BUCKET, self._snapshot_name(), into)
+            except RemitError as error:
+                log.debug("no snapshot: %s", error)
+                return
+            data = into.read_bytes()
+        engine = await asyncio.to_thread(snapshot.decode, data, self._created, self._known_end)
+        if engine is not None:
+            self.engine = engine
+            log.info("began with the snapshot at event %d", engine.position)
+
+    async def _remember(self) -> None:
+        """Keep the engine's memory for the next executor, when the stream has gone on far enough."""
+        if self.engine.position - self._kept_at < SNAPSHOT_EVENTS:
+            return
+        self._kept_at = self.engine.position
+        taken = snapshot.take(self.engine, self._created)
+        data = await asyncio.to_thread(snapshot.encode, taken)
+        await self._bus.object_put(SNAPSHOTS_BUCKET, self._snapshot_name(), data)
+
+    @staticmethod
+    def _snapshot_name() -> str:
+        return f"executor-{snapshot.fold_version()}"
+
     async def _keep(self) -> None:
-        """Once a second: queues for tasks that were added, timers for what has run for a while."""
+        """Once a second: queues for tasks that were added, timers for what has run for a while, a snapshot."""
         queues: set[str] = set()
         while True:
             await asyncio.sleep(1)
@@ -83,5 +123,6 @@ class Executor:
                         queues.add(task.name)
                 if self.engine.deciding:
                     await self._timers.keep(self.engine)
+                    await self._remember()
             except RemitError as error:
                 log.warning("queues and timers wait for the next second: %s", error)

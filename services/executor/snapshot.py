@@ -1,0 +1,75 @@
+"""The engine's memory as bytes, so that a new executor need not read the whole stream: active runs and their place.
+
+A snapshot is a shortcut and never the truth: it is used only when it was made of this very stream by this very fold,
+and an executor that finds none reads from the beginning to the same state. Pure; `service` stores it.
+"""
+
+import hashlib
+import inspect
+from functools import cache
+
+import msgspec
+
+from services.executor import engine
+from services.executor.engine import Engine
+from shared import events, plan, run
+from shared.events import PlanCreated
+from shared.run import Run
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """Runs without their plans, and each plan once: ten thousand runs of one nightly goal share theirs."""
+
+    stream_created: str
+    position: int
+    at_ns: int
+    runs: list[Run]
+    plans: dict[str, PlanCreated]
+    plan_of: dict[int, str]
+    waiting: dict[str, list[int]]
+    early: dict[int, str]
+
+
+@cache
+def fold_version() -> str:
+    """Twelve hex digits over the fold's own source: what another fold has made of the stream is not believed."""
+    source = "".join(inspect.getsource(module) for module in (run, events, plan, engine))
+    return hashlib.sha256(source.encode()).hexdigest()[:12]
+
+
+def take(mind: Engine, stream_created: str) -> Snapshot:
+    """What the engine knows now. Cheap: runs are immutable, so only references are copied."""
+    planned = {one.id: one.plan for one in mind.runs.values() if one.plan is not None}
+    return Snapshot(
+        stream_created=stream_created,
+        position=mind.position,
+        at_ns=mind.at_ns,
+        runs=list(mind.runs.values()),
+        plans={made.plan_hash: made for made in planned.values()},
+        plan_of={run_id: made.plan_hash for run_id, made in planned.items()},
+        waiting=mind.waiting(),
+        early=mind.early.known(),
+    )
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """Bytes of a snapshot; takes its time, so off the loop."""
+    bare = [msgspec.structs.replace(one, plan=None) for one in snapshot.runs]
+    return msgspec.msgpack.encode(msgspec.structs.replace(snapshot, runs=bare))
+
+
+def decode(data: bytes, stream_created: str, last_seq: int) -> Engine | None:
+    """The engine as it was, or None when the snapshot is of another stream or cannot be read."""
+    try:
+        snapshot = msgspec.msgpack.decode(data, type=Snapshot)
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
+        return None
+    if snapshot.stream_created != stream_created or snapshot.position > last_seq:
+        return None
+    runs = [
+        msgspec.structs.replace(one, plan=snapshot.plans[snapshot.plan_of[one.id]])
+        if one.id in snapshot.plan_of
+        else one
+        for one in snapshot.runs
+    ]
+    return Engine.restored(runs, snapshot.waiting, snapshot.early, position=snapshot.position, at_ns=snapshot.at_ns)
