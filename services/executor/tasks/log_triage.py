@@ -27,7 +27,6 @@ from shared.subjects import MEMORY_BUCKET
 
 log = logging.getLogger("remit.triage")
 
-TITLES_IN_OUTPUTS = 10
 LLM_SPARE_S = 30.0  # what a summary must leave of the step's time for writing the report
 FINDINGS_FOR_LLM = 12
 
@@ -151,11 +150,11 @@ async def _report(task: Task, done: list[Read], unread: list[Unread]) -> Outputs
     for read in done:
         for severity, count in read.report.by_severity.items():
             severities[severity] = severities.get(severity, 0) + count
+    # Counts only: titles are log lines, and part of what a language model is asked; such content is in no event.
     return {
         "verdict": paper.verdict,
         "findings": paper.findings_total,
         "critical": sum(1 for finding in paper.findings if finding.severity == "critical"),
-        "top": [f"{one.severity}: {one.host} {one.source}: {one.title}" for one in paper.findings[:TITLES_IN_OUTPUTS]],
         "by_severity": severities,
         "lines_read": paper.lines_read,
         "sources_read": len(done),
