@@ -29,6 +29,7 @@ class Served:
     answer: str = ANSWER
     usage: Any = field(default_factory=lambda: dict(USAGE))
     changes: dict[str, Any] = field(default_factory=dict)
+    error: dict[str, Any] = field(default_factory=dict)  # said together with the echo of the prompt
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
@@ -61,11 +62,11 @@ async def _in_parts(told: Served, request: web.Request) -> web.StreamResponse:
 
 
 async def _echo(told: Served, request: web.Request) -> web.StreamResponse:
-    return web.json_response({"error": {"message": f"bad prompt: {told.requests[-1]}"}}, status=400)
+    return web.json_response({**told.error, "prompt": f"bad prompt: {told.requests[-1]}"}, status=400)
 
 
 async def _broken(told: Served, request: web.Request) -> web.StreamResponse:
-    return web.Response(status=500, text=f"Traceback: {told.requests[-1]}")
+    return web.Response(status=500, text=f"Traceback: {told.error} {told.requests[-1]}")
 
 
 async def _redirect(told: Served, request: web.Request) -> web.StreamResponse:
