@@ -62,6 +62,17 @@ def fold(events: int, output: str) -> None:
 
 
 @bench.command()
+@click.option("--runs", default=10_000, type=click.IntRange(1, 1_000_000), help="Active ones to take up.")
+@OUTPUT
+@ends_well
+def restart(runs: int, output: str) -> None:
+    """kill -9 of the only executor with many active runs: seconds until the next decision."""
+    from bench.restart import run
+
+    _print(asyncio.run(run(runs, talk)), output)
+
+
+@bench.command()
 @click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--predictions", type=click.Path(path_type=Path), help="Write SET.csv files here, fit to be scored.")
 @OUTPUT

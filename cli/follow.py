@@ -43,11 +43,15 @@ async def follow(bus: Bus, run: int, *, quiet: bool = False, progress_too: bool 
     if not story.run.ended:
         stop = await bus.subscribe(progress(run, "*"), on_progress) if progress_too and not quiet else None
         reader = await Reader(bus, EVENTS, on_event, start_seq=start, subjects=of_run(run)).start()
+        cut = asyncio.create_task(reader.failed())
         while not over.is_set():
             try:
                 await asyncio.wait_for(over.wait(), PATIENCE_S)
             except TimeoutError:
                 shown.waiting(story.run)
+            if cut.done():
+                cut.result()
+        cut.cancel()
         await reader.stop()
         if stop:
             await stop()
