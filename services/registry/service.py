@@ -47,6 +47,7 @@ class Registry:
         self._full = asyncio.Event()
         self._written = asyncio.Condition()
         self._rebuilding = asyncio.Lock()
+        self._lost: Exception | None = None
         self.position = 0
 
     async def start(self) -> None:
@@ -119,10 +120,20 @@ class Registry:
     async def flush(self) -> None:
         """Write what has been folded since the last time."""
         async with self._flushing:
+            if self._lost:
+                raise self._lost
             if not len(self._fold):
                 return
             batch = self._fold.take()
-            await self._in(self._writing, self._store.write, batch)
+            try:
+                # A write that was begun is finished, whoever stops waiting for it.
+                await asyncio.shield(self._in(self._writing, self._store.write, batch))
+            except Exception as error:
+                # Whoever asked for this flush, a question even: the fold is past what is written nowhere, so nothing
+                # may be written behind it. The flusher ends the process; the next one folds it again.
+                self._lost = error
+                self._full.set()
+                raise
             async with self._written:
                 self.position = batch.position
                 self._written.notify_all()
