@@ -33,6 +33,7 @@ CONNECT_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 5.0
 OBJECT_TIMEOUT_S = 120.0  # a missing body hangs for ever otherwise
 PENDING_BYTES_MAX = 64 * 1024 * 1024
+STREAM_NOT_FOUND = 10059
 
 # What a subscription's handler gets: subject, data, reply subject, headers (None when there are none).
 Handler = Callable[[str, bytes, str, Mapping[str, str] | None], Awaitable[object] | None]
@@ -74,6 +75,10 @@ class ApiError(RemitError):
     def __init__(self, code: int, description: str) -> None:
         super().__init__(f"JetStream says: {description} ({code})")
         self.code = code
+
+
+class StreamMissing(Unavailable):
+    """The NATS is there, and a stream of Remit is not: nothing was started on it, or its store was lost."""
 
 
 class ServiceInfo(msgspec.Struct):
@@ -203,6 +208,8 @@ class Bus:
         data = b"" if body is None else msgspec.json.encode(body)
         answer: dict[str, Any] = msgspec.json.decode(await self.request(f"$JS.API.{what}", data, timeout_s=timeout_s))
         if error := answer.get("error"):
+            if error.get("err_code") == STREAM_NOT_FOUND:
+                raise StreamMissing(f"no stream for {what} on this NATS: is `remit up` running?")
             raise ApiError(error.get("err_code", 0), error.get("description", "unknown error"))
         return answer
 

@@ -71,6 +71,11 @@ class Config:
         if self._reader:
             await self._reader.stop()
 
+    async def failed(self) -> None:
+        """Wait until the view cannot follow any more, and raise why: an old view is not to be acted on."""
+        if self._reader:
+            await self._reader.failed()
+
     async def catch_up(self, timeout_s: float = 5.0) -> None:
         """Wait until everything that was in the bucket when this was called is in the view."""
         wanted = await last_seq(self._bus, f"KV_{CONFIG_BUCKET}")

@@ -17,7 +17,7 @@ import uvloop
 
 from shared.bus import Bus, connect
 from shared.clock import rfc3339
-from shared.config import nats_url
+from shared.config import nats_url, setting
 from shared.errors import RemitError, Unavailable
 from shared.streams import ensure
 
@@ -62,6 +62,7 @@ async def connected(service: str) -> Bus:
     loop = asyncio.get_running_loop()
     end_s = loop.time() + CONNECT_PATIENCE_S
     while True:
+        bus: Bus | None = None
         try:
             bus = await connect(
                 nats_url(),
@@ -69,8 +70,10 @@ async def connected(service: str) -> Bus:
                 credentials=os.environ.get("REMIT_NATS_CREDS"),
                 on_closed=lambda: os.kill(os.getpid(), signal.SIGTERM),
             )
-            await ensure(bus, replicas=int(os.environ.get("REMIT_REPLICAS", "1")))
+            await ensure(bus, replicas=setting("REPLICAS", int, 1))
         except Unavailable as error:
+            if bus is not None:
+                await bus.close()  # the next try makes a connection of its own
             if loop.time() > end_s:
                 raise
             log.info("waiting for NATS: %s", error)

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from shared.bus import ApiError, Bus
+from shared.bus import ApiError, Bus, StreamMissing
 from shared.errors import RemitError, Unavailable
 
 log = logging.getLogger("remit.pull")
@@ -232,6 +232,7 @@ class Reader:
         self._keeper: asyncio.Task[None] | None = None
         self._forget: Callable[[], None] | None = None
         self._consumer_seq = 0
+        self._created = ""
         self._at_rest = asyncio.Event()  # no message is in the handler's hand
         self._at_rest.set()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -263,6 +264,7 @@ class Reader:
             await self._at_rest.wait()
             await self._pulls.stop()
             self._pulls = None
+        await self._check_stream()
         config = self._config()
         await self._bus.api(
             f"CONSUMER.CREATE.{self._stream}.{config['name']}", {"stream_name": self._stream, "config": config}
@@ -271,6 +273,16 @@ class Reader:
         self._consumer_seq = 0
         self._pulls = _Pulls(self._bus, self._stream, self._consumer, self._batch, self._deliver)
         await self._pulls.start()
+
+    async def _check_stream(self) -> None:
+        """Raise `StreamMissing` when this is not the stream that was read so far: a store that was lost or cut."""
+        info = await self._bus.api(f"STREAM.INFO.{self._stream}")
+        if not self._created:
+            self._created = info["created"]
+        elif info["created"] != self._created:
+            raise StreamMissing(f"{self._stream} was made anew on {info['created']}; its events are others")
+        elif info["state"]["last_seq"] < self.position:
+            raise StreamMissing(f"{self._stream} ends at {info['state']['last_seq']}, before event {self.position}")
 
     def _config(self) -> dict[str, Any]:
         name = self._bus.inbox().rsplit(".", 1)[-1]
@@ -324,9 +336,14 @@ class Reader:
     def _fail(self, error: Exception) -> None:
         if not self._failure.done():
             self._failure.set_exception(error)
+            self._failure.exception()  # seen: where nobody waits for it, asyncio need not complain at the end
 
     async def failed(self) -> None:
-        """Wait until the handler raises, and raise that: an event that was not folded must not be passed over."""
+        """Wait until reading cannot go on, and raise why.
+
+        The handler raised: an event that was not folded must not be passed over. Or the stream is another one than
+        that which was read: what was made of it is no state of the new one.
+        """
         await asyncio.shield(self._failure)
 
     async def _reconnected(self) -> None:
@@ -345,6 +362,9 @@ class Reader:
                 continue
             try:
                 await self._open()
+            except StreamMissing as error:
+                self._fail(error)
+                return
             except (Unavailable, ApiError) as error:
                 log.warning("cannot read %s yet: %s", self._stream, error)
                 await asyncio.sleep(RETRY_S)

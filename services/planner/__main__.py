@@ -15,9 +15,10 @@ from shared.events import encode
 
 async def main(stop: asyncio.Event) -> None:
     bus = await process.connected("planner")
-    planner = Planner(bus, await Appender(bus).start(), await Config(bus).start())
+    config = await Config(bus).start()
+    planner = Planner(bus, await Appender(bus).start(), config)
     await planner.start()
-    await stop.wait()
+    await process.until(stop, config.failed())
     await planner.stop()
     await bus.close()
 

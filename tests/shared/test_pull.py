@@ -1,0 +1,117 @@
+"""A fold's reader on a real nats-server: no message is cut off, none is folded over a hole, no other stream is read."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from shared.append import Appender
+from shared.bus import Bus, StreamMissing, connect
+from shared.pull import Reader
+from shared.streams import ensure
+from shared.subjects import EVENTS
+from tests.conftest import until
+from tests.stack import Stack, free_port, stack
+
+FACT = b'{"reason": "for a test"}'
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Stack]:
+    """A nats-server of the test's own."""
+    with stack(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def bus(server: Stack) -> AsyncIterator[Bus]:
+    made = await connect(server.url, "test")
+    await ensure(made)
+    yield made
+    await made.close()
+
+
+async def say(bus: Bus, *names: str) -> None:
+    appender = await Appender(bus).start()
+    for name in names:
+        await appender.append(f"audit.test.{name}", FACT)
+    appender.stop()
+
+
+async def test_a_message_in_hand_is_folded_to_its_end_over_a_kill_of_the_server(server: Stack, bus: Bus) -> None:
+    """The reader asks anew when the connection is new; the end of its old subscription must not cut the handler off."""
+    begun: list[int] = []
+    ended: list[int] = []
+    gate = asyncio.Event()
+
+    async def on_message(_subject: str, seq: int, _at_ns: int, _data: bytes) -> None:
+        begun.append(seq)
+        if seq == 3:
+            await gate.wait()
+        ended.append(seq)
+
+    await say(bus, *"abcdef")
+    reader = await Reader(bus, EVENTS, on_message).start()
+    await until(lambda: begun == [1, 2, 3])
+    server.kill("nats")
+    await until(lambda: not bus.is_connected)
+    server.start_nats()
+    await until(lambda: bus.is_connected)
+    await say(bus, "g")  # an append after the reconnection: its callbacks have run
+    gate.set()
+    await until(lambda: len(ended) >= 7)
+    assert begun == ended == [1, 2, 3, 4, 5, 6, 7]
+    await reader.stop()
+
+
+async def test_nothing_is_folded_behind_a_message_that_could_not_be(bus: Bus) -> None:
+    folded: list[int] = []
+
+    def on_message(_subject: str, seq: int, _at_ns: int, _data: bytes) -> None:
+        if seq == 2:
+            raise ValueError("a bug")
+        folded.append(seq)
+
+    await say(bus, *"abcd")
+    reader = await Reader(bus, EVENTS, on_message).start()
+    with pytest.raises(ValueError, match="a bug"):
+        await asyncio.wait_for(reader.failed(), 10)
+    last = asyncio.Event()
+
+    def see(_subject: str, seq: int, _at_ns: int, _data: bytes) -> None:
+        if seq == 5:
+            last.set()
+
+    await say(bus, "e")
+    other = await Reader(bus, EVENTS, see).start()
+    await asyncio.wait_for(last.wait(), 10)
+    assert folded == [1]
+    await reader.stop()
+    await other.stop()
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+async def test_a_store_that_was_lost_ends_the_reader(server: Stack, bus: Bus, made_anew: bool) -> None:
+    """Sequences of another stream mean other events: whoever folds has to begin anew, so its process has to end."""
+    await say(bus, "a", "b")
+    reader = await Reader(bus, EVENTS, lambda *_: None).start()
+    await until(lambda: reader.position == 2)
+    server.kill("nats")
+    shutil.rmtree(server.folder / "jetstream")
+    server.start_nats()
+    if made_anew:
+        other = await connect(server.url, "other")
+        await ensure(other)
+        await other.close()
+    with pytest.raises(StreamMissing):
+        await asyncio.wait_for(reader.failed(), 20)
+    await reader.stop()
+
+
+async def test_any_of_several_servers_will_do(server: Stack) -> None:
+    nobody = f"nats://127.0.0.1:{free_port()}"
+    bus = await connect(f"{nobody}, {server.url}", "test")
+    assert bus.is_connected
+    await bus.close()
