@@ -1,0 +1,436 @@
+"""The worker on a real stream: whatever a handler does, its attempt ends once, and nothing stays unacknowledged."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+
+from services.executor import worker as worker_module
+from services.executor.handlers import Handler, Outputs, Task, TaskFailed
+from services.executor.worker import DELIVERIES_MAX, Worker
+from shared.append import Appender
+from shared.bus import Bus, connect
+from shared.clock import NS_PER_S, now_ns, rfc3339
+from shared.errors import Malformed, Refused, Unavailable
+from shared.events import OUTPUTS_BYTES_MAX, LlmCalled, RunCompleted, StepCompleted, encode
+from shared.streams import ensure, worker_queue
+from shared.subjects import (
+    EVENTS,
+    goal_submitted,
+    run_completed,
+    step_completed,
+    step_dispatched,
+    step_failed,
+    worker_consumer,
+)
+from tests import controls
+from tests.conftest import until
+from tests.stack import Stack, stack
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A NATS server alone: the worker here is this process's."""
+    with stack(tmp_path_factory.mktemp("nats")) as made:
+        yield made
+
+
+class Floor:
+    """A place to work at: steps are dispatched by hand, and what came of them is read from the stream."""
+
+    def __init__(self, bus: Bus, appender: Appender, task: str) -> None:
+        self.task = task  # of this test alone: what one leaves behind does not reach the next
+        self.bus = bus
+        self.appender = appender
+
+    async def dispatch(self, *, run: int = 0, step: str = "a", attempt: int = 1, **changes: Any) -> int:
+        """Dispatch a step of a run (a new one, unless told); the run."""
+        run = run or await self.goal()
+        body = controls.dispatched(**{"deadline": rfc3339(now_ns() + 60 * NS_PER_S), "timeout_s": 30, **changes})
+        await self.appender.append(step_dispatched(run, step, attempt, self.task), encode(body))
+        return run
+
+    async def goal(self) -> int:
+        return await self.appender.append(goal_submitted(), b"{}", headers=None)
+
+    async def said(self, run: int) -> list[tuple[str, dict[str, Any]]]:
+        """What the worker has said of the run: subject and payload, in order."""
+        kinds = ("step.completed", "step.failed", "llm.called")
+        found = await self.bus.direct(EVENTS, {"multi_last": [f"{kind}.{run}.>" for kind in kinds]})
+        return [(subject, msgspec.json.decode(data)) for subject, _, _, data in found]
+
+    async def end(self, run: int, within_s: float = 15.0) -> tuple[str, dict[str, Any]]:
+        """The one end of the run's one step."""
+
+        async def ended() -> bool:
+            return any(not subject.startswith("llm.") for subject, _ in await self.said(run))
+
+        await until(ended, within_s)
+        [one] = [said for said in await self.said(run) if not said[0].startswith("llm.")]
+        return one
+
+    async def unacked(self) -> int:
+        info = await self.bus.api(f"CONSUMER.INFO.{EVENTS}.{worker_consumer(self.task)}")
+        return int(info["num_ack_pending"]) + int(info["num_pending"])
+
+    async def lease(self, ack_wait_s: float) -> None:
+        """Set the queue's lease, as an operator may, so that a test need not wait for half a minute."""
+        await worker_queue(self.bus, self.task)
+        config = (await self.bus.api(f"CONSUMER.INFO.{EVENTS}.{worker_consumer(self.task)}"))["config"]
+        config["ack_wait"] = int(ack_wait_s * NS_PER_S)
+        body = {"stream_name": EVENTS, "config": config}
+        await self.bus.api(f"CONSUMER.DURABLE.CREATE.{EVENTS}.{worker_consumer(self.task)}", body)
+
+    @asynccontextmanager
+    async def working(self, handler: Handler, *, slots: int = 4, check: bool = True) -> AsyncIterator[Worker]:
+        """A worker that performs the task while the block runs; afterwards nothing may be left unacknowledged."""
+        made = Worker(self.bus, self.appender, "here", {self.task: handler}, {self.task: slots}, {})
+        await made.start()
+        try:
+            yield made
+            if check:
+                await until(self._idle, 5)
+        finally:
+            await made.stop()
+
+    async def _idle(self) -> bool:
+        return await self.unacked() == 0
+
+
+@pytest.fixture
+async def floor(nats: Stack) -> AsyncIterator[Floor]:
+    bus = await connect(nats.url, "test")
+    await ensure(bus)
+    appender = await Appender(bus).start()
+    made = Floor(bus, appender, f"task-{next(_numbers)}")
+    await made.lease(30)
+    yield made
+    appender.stop()
+    await bus.close()
+
+
+def raising(error: BaseException) -> Handler:
+    async def handler(_task: Task) -> Outputs:
+        raise error
+
+    return handler
+
+
+def giving(outputs: Outputs) -> Handler:
+    async def handler(_task: Task) -> Outputs:
+        return outputs
+
+    return handler
+
+
+async def test_outputs_end_the_step(floor: Floor) -> None:
+    async with floor.working(giving({"found": 3})):
+        run = await floor.dispatch()
+        subject, body = await floor.end(run)
+    assert subject == step_completed(run, "a", 1)
+    assert (body["outputs"], body["host"], body["artifacts"]) == ({"found": 3}, "here", [])
+    assert body["started_at"] <= body["ended_at"]
+
+
+async def test_a_handler_gets_what_was_dispatched(floor: Floor) -> None:
+    got: list[Task] = []
+
+    async def handler(task: Task) -> Outputs:
+        got.append(task)
+        return {}
+
+    async with floor.working(handler):
+        run = await floor.dispatch(step="b-2", attempt=4, inputs={"x": [1]}, goal="do it", token_grant=77)
+        await floor.end(run)
+    [task] = got
+    assert (task.run, task.step, task.attempt) == (run, "b-2", 4)
+    assert (task.inputs, task.goal, task.token_grant) == ({"x": [1]}, "do it", 77)
+
+
+@pytest.mark.parametrize(
+    ("error", "word", "retryable"),
+    [
+        (TaskFailed("disk_full", "no room"), "disk_full", False),
+        (TaskFailed("busy", "later", retryable=True), "busy", True),
+        (Malformed("too many", field="params.x"), "malformed_input", False),
+        (Unavailable("the agent is away"), "unavailable", True),
+        (Refused("not allowed"), "refused", False),
+        (ZeroDivisionError("division by zero"), "internal_error", True),
+        (TimeoutError(), "timeout", False),
+        (ExceptionGroup("many", [ValueError("one")]), "internal_error", True),
+        (RecursionError("deep"), "internal_error", True),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+async def test_an_error_ends_the_attempt_and_not_the_worker(
+    floor: Floor, error: BaseException, word: str, retryable: bool
+) -> None:
+    async with floor.working(raising(error)):
+        subject, body = await floor.end(run := await floor.dispatch())
+        assert subject == step_failed(run, "a", 1)
+        assert (body["error"], body["retryable"], body["host"]) == (word, retryable, "here")
+        await floor.end(await floor.dispatch())  # it goes on
+
+
+async def test_a_secret_in_an_error_is_redacted_and_a_long_one_cut(floor: Floor) -> None:
+    async with floor.working(raising(RuntimeError("password=hunter2-Zq8vN3xT " + "x" * 5_000))):
+        _, body = await floor.end(await floor.dispatch())
+    assert "hunter2" not in body["message"]
+    assert "RuntimeError" in body["message"]
+    assert len(body["message"]) <= 1_000
+
+
+@pytest.mark.parametrize("text", ["a file \udc80 of other bytes", "\x00\x1b[31m", "\ud800"], ids=ascii)
+async def test_an_error_whose_text_is_no_text_ends_the_attempt(floor: Floor, text: str) -> None:
+    """File names that are no UTF-8 come as lone surrogates, which no JSON can hold."""
+    async with floor.working(raising(OSError(text))):
+        _, body = await floor.end(await floor.dispatch(), within_s=4)
+    assert body["error"] == "internal_error"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "word"),
+    [
+        ({"big": "x" * OUTPUTS_BYTES_MAX}, "outputs_too_large"),
+        ({"no": object()}, "internal_error"),
+        ({"no": "\udc80"}, "internal_error"),
+        ({3.5j: 1}, "internal_error"),
+    ],
+    ids=["big", "object", "surrogate", "key"],
+)
+async def test_outputs_that_no_event_can_hold_fail_the_attempt(floor: Floor, outputs: Any, word: str) -> None:
+    async with floor.working(giving(outputs)):
+        subject, body = await floor.end(run := await floor.dispatch(), within_s=4)
+    assert subject == step_failed(run, "a", 1)
+    assert body["error"] == word
+
+
+async def test_a_step_is_ended_at_its_timeout(floor: Floor) -> None:
+    cancelled = asyncio.Event()
+
+    async def handler(_task: Task) -> Outputs:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return {}
+
+    async with floor.working(handler):
+        _, body = await floor.end(await floor.dispatch(timeout_s=0.3), within_s=4)
+    assert body["error"] == "timeout"
+    assert cancelled.is_set()
+
+
+@pytest.mark.parametrize("changes", [{"timeout_s": 0}, {"timeout_s": -5}, {"deadline": "2020-01-01T00:00:00Z"}])
+async def test_a_step_that_comes_too_late_is_not_begun(floor: Floor, changes: dict[str, Any]) -> None:
+    begun: list[Task] = []
+
+    async def handler(task: Task) -> Outputs:
+        begun.append(task)
+        return {}
+
+    async with floor.working(handler):
+        _, body = await floor.end(await floor.dispatch(**changes))
+    assert (body["error"], begun) == ("timeout", [])
+
+
+async def test_a_deadline_that_is_none_ends_the_attempt(floor: Floor) -> None:
+    """Only a stranger says such a thing; his step must not come back for ever."""
+    async with floor.working(giving({})):
+        subject, body = await floor.end(run := await floor.dispatch(deadline="tomorrow"), within_s=4)
+    assert subject == step_failed(run, "a", 1)
+    assert body["error"] == "malformed_input"
+
+
+async def test_what_is_no_dispatch_is_acknowledged_and_left(floor: Floor) -> None:
+    """Garbage on a dispatch's subject, a step of no run, an attempt that is none: none of it comes again."""
+    run = await floor.goal()
+    async with floor.working(giving({})):
+        for subject, data in [
+            (f"step.dispatched.{run}.a.1.{floor.task}", b"not json"),
+            (f"step.dispatched.{run}.b.1.{floor.task}", b"{}"),
+            (f"step.dispatched.{run}.c.0.{floor.task}", encode(controls.dispatched())),
+            (f"step.dispatched.{run}.UPPER.1.{floor.task}", encode(controls.dispatched())),
+            (f"step.dispatched.99999999.a.1.{floor.task}", encode(controls.dispatched())),
+        ]:
+            await floor.appender.append(subject, data)
+        await floor.end(await floor.dispatch())
+    assert [subject for subject, _ in await floor.said(run) if ".a." in subject or ".b." in subject] == []
+
+
+async def test_an_attempt_that_has_ended_is_not_done_again(floor: Floor) -> None:
+    """The ack of a finished step may be lost: its redelivery is acknowledged and nothing more."""
+    begun: list[Task] = []
+
+    async def handler(task: Task) -> Outputs:
+        begun.append(task)
+        return {}
+
+    run = await floor.dispatch()
+    await floor.appender.append(step_completed(run, "a", 1), encode(StepCompleted(outputs={"by": "another"})))
+    over = await floor.dispatch()
+    await floor.appender.append(run_completed(over), encode(RunCompleted(status="timed_out", reason="", steps={})))
+    async with floor.working(handler):
+        await floor.end(await floor.dispatch())
+    assert len(begun) == 1
+    assert await floor.said(over) == []
+
+
+async def test_of_two_answers_the_first_counts(floor: Floor) -> None:
+    """A zombie that wakes after another has finished its step is refused by the stream, and ends quietly."""
+
+    async def handler(task: Task) -> Outputs:
+        await floor.appender.append(
+            step_completed(task.run, task.step, 1), encode(StepCompleted(outputs={"by": "other"}))
+        )
+        task.when_accepted.append(remember)
+        return {"by": "zombie"}
+
+    remembered = []
+
+    async def remember() -> None:
+        remembered.append(1)
+
+    async with floor.working(handler):
+        _, body = await floor.end(await floor.dispatch())
+    assert body["outputs"] == {"by": "other"}
+    assert remembered == []  # its result was not accepted
+
+
+async def test_a_subject_that_a_stranger_took_fails_the_attempt(floor: Floor) -> None:
+    """Said before the step was dispatched, it ends nothing: the attempt fails where that can still be said."""
+    run = await floor.goal()
+    await floor.appender.append(step_completed(run, "a", 1), b'{"outputs": {"by": "a stranger"}}')
+    async with floor.working(giving({})):
+        await floor.dispatch(run=run)
+
+        async def failed() -> bool:
+            return step_failed(run, "a", 1) in dict(await floor.said(run))
+
+        await until(failed, 5)
+    body = dict(await floor.said(run))[step_failed(run, "a", 1)]
+    assert (body["error"], body["retryable"]) == ("result_occupied", True)
+
+
+async def test_each_call_of_a_model_has_a_subject_of_its_own(floor: Floor) -> None:
+    async def handler(task: Task) -> Outputs:
+        for outcome in ("http_500", "ok"):
+            await task.say_llm_called(LlmCalled(request_model="m", outcome=outcome))
+        return {}
+
+    async with floor.working(handler):
+        run = await floor.dispatch(attempt=2)
+        await floor.end(run)
+    calls = [(subject, body["outcome"]) for subject, body in await floor.said(run) if subject.startswith("llm.")]
+    assert calls == [(f"llm.called.{run}.a.2-1", "http_500"), (f"llm.called.{run}.a.2-2", "ok")]
+
+
+async def test_a_step_that_lasts_keeps_its_lease(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a lease of one second, a step of three is performed once."""
+    monkeypatch.setattr(worker_module, "HEARTBEAT_S", 0.3)
+    await floor.lease(1)
+    begun: list[int] = []
+
+    async def handler(task: Task) -> Outputs:
+        begun.append(task.run)
+        await asyncio.wait([asyncio.create_task(asyncio.Event().wait())], timeout=3)
+        return {}
+
+    async with floor.working(handler):
+        subject, _ = await floor.end(run := await floor.dispatch())
+    assert (subject, begun) == (step_completed(run, "a", 1), [run])
+
+
+async def test_a_step_that_waits_for_a_slot_is_neither_lost_nor_done_twice(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two slots, a lease of one second, two steps of five: a third one waits for longer than any lease lasts."""
+    monkeypatch.setattr(worker_module, "HEARTBEAT_S", 0.3)
+    await floor.lease(1)
+    begun: list[int] = []
+
+    async def handler(task: Task) -> Outputs:
+        begun.append(task.run)
+        await asyncio.wait([asyncio.create_task(asyncio.Event().wait())], timeout=task.inputs["lasts_s"])
+        return {}
+
+    async with floor.working(handler, slots=2):
+        first = [await floor.dispatch(inputs={"lasts_s": 5}) for _ in range(2)]
+        await until(lambda: begun == first)
+        third = await floor.dispatch(inputs={"lasts_s": 2})
+        subject, body = await floor.end(third)
+        assert subject == step_completed(third, "a", 1), body
+    assert begun == [*first, third]
+
+
+async def test_a_step_that_ends_its_worker_again_and_again_is_worker_lost(floor: Floor) -> None:
+    """Each delivery that is not acknowledged counts: after the last one the attempt fails, unperformed."""
+    begun: list[int] = []
+
+    async def handler(task: Task) -> Outputs:
+        begun.append(task.run)
+        return {}
+
+    run = await floor.dispatch()
+    for _ in range(DELIVERIES_MAX):  # workers that die: each takes the step and gives it back unanswered
+        await _taken_and_dropped(floor)
+    async with floor.working(handler):
+        subject, body = await floor.end(run)
+    assert (subject, body["error"], begun) == (step_failed(run, "a", 1), "worker_lost", [])
+
+
+async def _taken_and_dropped(floor: Floor) -> None:
+    came: asyncio.Queue[str] = asyncio.Queue()
+
+    def take(_subject: str, _data: bytes, reply: str, _headers: object) -> Awaitable[None] | None:
+        came.put_nowait(reply)
+        return None
+
+    inbox = floor.bus.inbox()
+    stop: Callable[[], Awaitable[None]] = await floor.bus.subscribe(inbox, take)
+    await floor.bus.publish(f"$JS.API.CONSUMER.MSG.NEXT.{EVENTS}.{worker_consumer(floor.task)}", b"", inbox)
+    await floor.bus.publish(await asyncio.wait_for(came.get(), 10), b"-NAK")
+    await stop()
+
+
+async def test_a_worker_that_is_stopped_lets_a_step_finish(floor: Floor) -> None:
+    go, begun = asyncio.Event(), asyncio.Event()
+
+    async def handler(_task: Task) -> Outputs:
+        begun.set()
+        await go.wait()
+        return {"finished": True}
+
+    async with floor.working(handler, check=False):
+        run = await floor.dispatch()
+        await begun.wait()
+        asyncio.get_running_loop().call_later(0.3, go.set)  # while the worker is stopping
+    [(_, body)] = await floor.said(run)
+    assert body["outputs"] == {"finished": True}
+
+
+async def test_a_worker_that_is_stopped_gives_back_what_does_not_finish(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step is the next worker's at once: nobody waits for the lease of half a minute."""
+    monkeypatch.setattr(worker_module, "DRAIN_S", 0.2)
+    begun = asyncio.Event()
+
+    async def hangs(_task: Task) -> Outputs:
+        begun.set()
+        await asyncio.Event().wait()
+        return {}
+
+    async with floor.working(hangs, check=False):
+        run = await floor.dispatch()
+        await begun.wait()
+    assert await floor.said(run) == []
+    async with floor.working(giving({"by": "the next"})):
+        subject, body = await floor.end(run, within_s=4)
+    assert (subject, body["outputs"]) == (step_completed(run, "a", 1), {"by": "the next"})
