@@ -86,8 +86,9 @@ class _Pulls:
             self._watch.cancel()
         if self._forget:
             self._forget()
-        if self._stop:
-            await self._stop()
+        stop, self._stop = self._stop, None
+        if stop:
+            await stop()
 
     async def restart(self) -> None:
         """Give up every request and send a new one."""
@@ -96,13 +97,15 @@ class _Pulls:
 
     async def pause(self, paused: bool) -> None:
         """Ask for no more while paused; what was asked for still comes."""
+        if paused == self.paused:
+            return
         self.paused = paused
         if not paused and sum(self._open.values()) <= self._batch // 2:
             await self._ask()
 
     async def _ask(self) -> None:
         self._again = False
-        if self.paused:
+        if self.paused or self._stop is None:
             return
         reply = f"{self._prefix}.{next(self._numbers)}"
         self._open[reply] = self._batch

@@ -73,7 +73,7 @@ class Worker:
         for task, handler in self._handlers.items():
             await worker_queue(self._bus, task)
             slots = self._slots.get(task, SLOTS_DEFAULT)
-            lane = _Lane(self, task, handler, asyncio.Semaphore(slots))
+            lane = _Lane(self, handler, slots)
             puller = Puller(self._bus, EVENTS, worker_consumer(task), lane.on_step_dispatched, batch=slots)
             lane.puller = self._pullers[task] = puller
             await puller.start()
@@ -103,22 +103,22 @@ class Worker:
 
     async def perform(self, puller: Puller, handler: Handler, delivery: Delivery, event: Event) -> None:
         """From lease to acknowledged end."""
-        if await self._has_ended(event):
+        said = await self._ends(event)
+        if any(seq > event.seq or subject not in self._own_ends(event) for subject, seq in said.items()):
             await puller.ack(delivery)
             return
+        if (occupied := step_completed(event.run, event.step, event.attempt)) in said:
+            await self._settle(puller, delivery, event, occupied)  # no result could be said: spend nothing on it
+            return
         started = now_ns()
-        heart = asyncio.create_task(self._beat(puller, delivery))
-        try:
-            task = self._task(event)
-            outcome = await self._outcome(handler, task, delivery, event, started)
-            accepted = await self.say_end(puller, delivery, event, outcome)
-            for action in task.when_accepted if accepted and isinstance(outcome, StepCompleted) else ():
-                try:
-                    await action()
-                except RemitError as error:
-                    log.warning("run %d step %s: after its end: %s", event.run, event.step, error)
-        finally:
-            heart.cancel()
+        task = self._task(event)
+        outcome = await self._outcome(handler, task, delivery, event, started)
+        accepted = await self.say_end(puller, delivery, event, outcome)
+        for action in task.when_accepted if accepted and isinstance(outcome, StepCompleted) else ():
+            try:
+                await action()
+            except RemitError as error:
+                log.warning("run %d step %s: after its end: %s", event.run, event.step, error)
 
     async def say_instantly(self, puller: Puller, delivery: Delivery, event: Event, instant: Instant) -> None:
         try:
@@ -208,7 +208,7 @@ class Worker:
             message, retryable = f"{type(bug).__name__}: {bug}", True
         return StepFailed(
             error=error,
-            message=redact(message)[:MESSAGE_CHARS_MAX],
+            message=_text(redact(message)[:MESSAGE_CHARS_MAX]),
             retryable=retryable,
             host=self._host,
             started_at=rfc3339(started_ns),
@@ -238,17 +238,19 @@ class Worker:
             said_llm=say_llm_called,
         )
 
-    async def _has_ended(self, event: Event) -> bool:
-        """Whether the attempt, or the whole run, has an end in the stream."""
-        ends = [
-            step_completed(event.run, event.step, event.attempt),
-            step_failed(event.run, event.step, event.attempt),
-            step_skipped(event.run, event.step),
-            run_completed(event.run),
-        ]
-        return bool(await self._bus.direct(EVENTS, {"multi_last": ends}))
+    async def _ends(self, event: Event) -> dict[str, int]:
+        """What the stream holds as an end of the attempt, its step or its run: sequences by subject."""
+        ends = [*self._own_ends(event), step_skipped(event.run, event.step), run_completed(event.run)]
+        found = await self._bus.direct(EVENTS, {"multi_last": ends})
+        return {subject: seq for subject, seq, *_ in found}
 
-    async def _beat(self, puller: Puller, delivery: Delivery) -> None:
+    def _own_ends(self, event: Event) -> tuple[str, str]:
+        """Where the attempt itself may end. What was said there before its dispatch ends nothing."""
+        of_attempt = (event.run, event.step, event.attempt)
+        return step_completed(*of_attempt), step_failed(*of_attempt)
+
+    async def beat(self, puller: Puller, delivery: Delivery) -> None:
+        """Renew the lease, for ever."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             with contextlib.suppress(Unavailable):
@@ -290,35 +292,56 @@ class _Flash(_Queue):
 
 
 class _Lane(_Queue):
-    """The queue of a task that takes its time, so many at once."""
+    """The queue of a task that takes its time, so many at once.
 
-    def __init__(self, worker: Worker, task: str, handler: Handler, slots: asyncio.Semaphore) -> None:
+    When all slots are taken no more is asked for: others may be idle. What was asked for before stands in line, and
+    its lease is renewed there, too; it would be delivered again, here or elsewhere, and be taken for lost in the end.
+    """
+
+    def __init__(self, worker: Worker, handler: Handler, slots: int) -> None:
         self._worker = worker
-        self._task = task
         self._handler = handler
-        self._slots = slots
+        self._most = slots
+        self._slots = asyncio.Semaphore(slots)
+        self._in_hand = 0
 
     async def on_step_dispatched(self, delivery: Delivery) -> None:
         event = await self._read(delivery)
         if event is not None:
+            self._in_hand += 1
+            await self.puller.pause(self._in_hand >= self._most)
             self._worker.begin(self.puller, delivery, asyncio.create_task(self._work(delivery, event)))
 
     async def _work(self, delivery: Delivery, event: Event) -> None:
-        async with self._slots:
-            try:
+        heart = asyncio.create_task(self._worker.beat(self.puller, delivery))
+        try:
+            async with self._slots:
                 if delivery.delivered > DELIVERIES_MAX:
                     lost = f"the step ended its worker {DELIVERIES_MAX} times"
                     await self._worker.say_end(self.puller, delivery, event, self._worker.failed("worker_lost", lost))
                 else:
                     await self._worker.perform(self.puller, self._handler, delivery, event)
-            except Unavailable as error:
-                # NATS is away: the lease ends by itself and the step is delivered again.
-                log.warning("run %d step %s: %s", event.run, event.step, error)
+        except Unavailable as error:
+            # NATS is away: the lease ends by itself and the step is delivered again.
+            log.warning("run %d step %s: %s", event.run, event.step, error)
+        except Malformed as error:
+            # What a dispatch of the executor never holds; nobody can perform it.
+            said = self._worker.failed("malformed_input", f"{error.field}: {error.message}")
+            await self._worker.say_end(self.puller, delivery, event, said)
+        finally:
+            heart.cancel()
+            self._in_hand -= 1
+            await self.puller.pause(self._in_hand >= self._most)
 
 
 def _end_subject(event: Event, outcome: StepCompleted | StepFailed) -> str:
     build = step_completed if isinstance(outcome, StepCompleted) else step_failed
     return build(event.run, event.step, event.attempt)
+
+
+def _text(message: str) -> str:
+    """What an event can hold: the name of a file, say, may be bytes that are no text."""
+    return message.encode(errors="replace").decode()
 
 
 def _deadline_ns(body: StepDispatched) -> int:
