@@ -62,7 +62,6 @@ class Fold:
 
     def __init__(self) -> None:
         self.position = 0
-        self.unreadable = 0
         self._runs: dict[int, Run] = {}
         self._goals: dict[int, tuple[str | None, list[str] | None, str | None]] = {}
         self._stored: set[int] = set()  # active runs that have rows already
@@ -108,12 +107,11 @@ class Fold:
         run, note = self._apply(event, data)
         self.position = seq
         body = event.body
-        if isinstance(body, Unreadable):
-            self.unreadable += 1
-        elif event.kind == "llm.called" and not note:
-            self._called(event, at_us)
-        elif event.kind == "step.completed" and run is not None and not note:
-            self._kept(event)
+        if not note and not isinstance(body, Unreadable):
+            if event.kind == "llm.called":
+                self._called(event, at_us)
+            elif event.kind == "step.completed" and run is not None:
+                self._kept(event)
         seqs, ats, subjects, kinds, runs, steps, attempts, sizes, applied, notes, unreadable, bodies = self._add_event
         seqs(seq)
         ats(at_us)

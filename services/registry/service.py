@@ -30,6 +30,7 @@ FLUSH_S = 0.5  # a commit costs the same for 1 event and for 1,000; who waits fo
 FLUSH_EVENTS = 20_000
 BACKLOG_EVENTS_MAX = 100_000  # the reader waits for the disk before memory grows further
 PATIENCE_S = 5.0
+READERS = 2  # questions at a time
 
 
 class Registry:
@@ -40,7 +41,8 @@ class Registry:
         self._path = path
         self._fold = Fold()
         self._writing = ThreadPoolExecutor(1, "duckdb-write")
-        self._reading = ThreadPoolExecutor(2, "duckdb-read")
+        self._reading = ThreadPoolExecutor(READERS, "duckdb-read")
+        self._asking = asyncio.Semaphore(READERS)
         self._store: Store
         self._reader: Reader
         self._flushing = asyncio.Lock()
@@ -178,7 +180,8 @@ class Registry:
                     raise RemitError(f"event {seq} is not in the tables yet (they end at {self.position})") from None
 
     async def _ask(self, name: str, **values: Any) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = await self._in(self._reading, self._store.ask, name, values)
+        async with self._asking:
+            rows: list[dict[str, Any]] = await self._in(self._reading, self._store.ask, name, values)
         return rows
 
     async def on_runs(self, question: Question) -> Answer:
@@ -208,14 +211,15 @@ class Registry:
 
     async def on_status(self, question: Question) -> Answer:
         last = await last_seq(self._bus)
+        counts = await self._ask("counts")
         status = {
             "last_seq": last,
             "behind_events": max(0, last - self.position),
             "active_runs": self._fold.active,
-            "unreadable": self._fold.unreadable,
+            "unreadable": counts[0]["unreadable"],
             "file": str(self._path),
         }
-        return Answer(rows=await self._ask("counts"), more=status)
+        return Answer(rows=counts, more=status)
 
     async def on_digest(self, question: Question) -> Answer:
         async with self._flushing:  # the tables hold still while they are digested
@@ -248,14 +252,31 @@ class Registry:
                     before = await self._in(self._reading, self._store.digest)
                     after = await self._in(self._reading, store.digest)
                     await self._in(self._reading, store.close)
-                    await self._in(self._writing, self._store.close)
-                    fresh.replace(self._path)
-                    self._path.with_name(self._path.name + ".wal").unlink(missing_ok=True)
-                    self._store = await self._in(self._writing, Store, self._path)
-            except BaseException:
+                    await self._put_in_place(fresh)
+            except Exception as error:
+                log.exception("the rebuild failed")
                 fresh.unlink(missing_ok=True)
-                raise
+                why = (
+                    error.message
+                    if isinstance(error, RemitError)
+                    else "the rebuild failed; the registry's log says why"
+                )
+                await self._bus.publish(reply, msgspec.json.encode(Answer(error=why, position=self.position)))
+                return
             await tell(done=True, seq=self.position, before=before, after=after, identical=before == after)
+
+    async def _put_in_place(self, fresh: Path) -> None:
+        """The new file instead of the old one, between two questions: who asks meanwhile waits a moment."""
+        for _ in range(READERS):
+            await self._asking.acquire()
+        try:
+            await self._in(self._writing, self._store.close)
+            fresh.replace(self._path)
+            self._path.with_name(self._path.name + ".wal").unlink(missing_ok=True)
+            self._store = await self._in(self._writing, Store, self._path)
+        finally:
+            for _ in range(READERS):
+                self._asking.release()
 
 
 def _question(data: bytes) -> Question:
