@@ -80,7 +80,7 @@ class Floor:
         return int(info["num_ack_pending"]) + int(info["num_pending"])
 
     async def lease(self, ack_wait_s: float) -> None:
-        """Set the queue's lease, as an operator may, so that a test need not wait for half a minute."""
+        """Set the queue's lease (a worker that starts sets it anew), so that a test need not wait for half a minute."""
         await worker_queue(self.bus, self.task)
         config = (await self.bus.api(f"CONSUMER.INFO.{EVENTS}.{worker_consumer(self.task)}"))["config"]
         config["ack_wait"] = int(ack_wait_s * NS_PER_S)
@@ -334,7 +334,6 @@ async def test_each_call_of_a_model_has_a_subject_of_its_own(floor: Floor) -> No
 async def test_a_step_that_lasts_keeps_its_lease(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a lease of one second, a step of three is performed once."""
     monkeypatch.setattr(worker_module, "HEARTBEAT_S", 0.3)
-    await floor.lease(1)
     begun: list[int] = []
 
     async def handler(task: Task) -> Outputs:
@@ -343,6 +342,7 @@ async def test_a_step_that_lasts_keeps_its_lease(floor: Floor, monkeypatch: pyte
         return {}
 
     async with floor.working(handler):
+        await floor.lease(1)
         subject, _ = await floor.end(run := await floor.dispatch())
     assert (subject, begun) == (step_completed(run, "a", 1), [run])
 
@@ -352,7 +352,6 @@ async def test_a_step_that_waits_for_a_slot_is_neither_lost_nor_done_twice(
 ) -> None:
     """Two slots, a lease of one second, two steps of five: a third one waits for longer than any lease lasts."""
     monkeypatch.setattr(worker_module, "HEARTBEAT_S", 0.3)
-    await floor.lease(1)
     begun: list[int] = []
 
     async def handler(task: Task) -> Outputs:
@@ -361,6 +360,7 @@ async def test_a_step_that_waits_for_a_slot_is_neither_lost_nor_done_twice(
         return {}
 
     async with floor.working(handler, slots=2):
+        await floor.lease(1)
         first = [await floor.dispatch(inputs={"lasts_s": 5}) for _ in range(2)]
         await until(lambda: begun == first)
         third = await floor.dispatch(inputs={"lasts_s": 2})

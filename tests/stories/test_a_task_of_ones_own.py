@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.stack import ROOT, Stack, until
+from tests.stories.wire import Wire
 
 PAGE = (ROOT / "docs" / "workers.md").read_text()
 
@@ -151,3 +152,69 @@ def test_a_task_that_is_taken_back_cannot_be_planned(remit: Stack, greet: None) 
     done = remit.remit("submit", "--task", "shortlived", "--wait")
     assert done.returncode == 3, done.stderr
     assert remit.remit("tasks", "rm", "shortlived").returncode == 6
+
+
+ONCE = {"Nats-Expected-Last-Subject-Sequence": "0"}
+
+
+def dispatched(wire: Wire, *, ack: bool = True) -> str:
+    """Pull the next step from the queue, by hand; its `<run>.<step>.<attempt>`."""
+    subject = wire.pulled("worker-greet", ack=ack)
+    return subject.removeprefix("step.dispatched.").removesuffix(".greet")
+
+
+def test_a_worker_that_dies_in_mid_step_leaves_it_to_another(remit: Stack, greet: None, tmp_path: Path) -> None:
+    """Who has taken a step and is silent for the lease (30 s; here the operator has set one) has lost it."""
+    with closing(Wire(remit.nats_port)) as wire:
+        consumer = wire.request("$JS.API.CONSUMER.INFO.EVENTS.worker-greet", b"")["config"]
+        body = {"stream_name": "EVENTS", "config": {**consumer, "ack_wait": 1_000_000_000}}
+        wire.request("$JS.API.CONSUMER.DURABLE.CREATE.EVENTS.worker-greet", json.dumps(body).encode())
+    run = submitted(remit, "--task", "greet")
+    with closing(Wire(remit.nats_port)) as dying:
+        assert dispatched(dying, ack=False) == f"{run}.greet.1"
+    with in_python(remit, tmp_path):
+        until(lambda: shown(remit, run)["status"] == "succeeded", f"run {run} is done by another")
+    [step] = shown(remit, run)["steps"]
+    assert (step["host"], step["attempts"]) == ("a-worker-in-python", 1)
+
+
+def test_a_second_answer_is_refused_and_changes_nothing(remit: Stack, greet: None) -> None:
+    """The first answer counts; a repetition and a contradiction are both told that it was said before."""
+    run = submitted(remit, "--task", "greet")
+    with closing(Wire(remit.nats_port)) as wire:
+        subject = f"step.completed.{dispatched(wire)}"
+        first = wire.request(subject, b'{"outputs": {"answer": 1}}', ONCE)
+        assert first["seq"] > run
+        for again in (b'{"outputs": {"answer": 1}}', b'{"outputs": {"answer": 2}}'):
+            assert wire.request(subject, again, ONCE)["error"]["err_code"] == 10071
+        failed = wire.request(subject.replace("completed", "failed"), b'{"error": "changed my mind"}', ONCE)
+        assert failed["seq"]  # another subject, so it is stored; the step has ended, so it means nothing
+    until(lambda: shown(remit, run)["status"] == "succeeded", f"run {run} ends")
+    assert shown(remit, run)["steps"][0]["outputs"] == {"answer": 1}
+    assert json.loads(remit.remit("rebuild", "-o", "json").stdout)["identical"] is True
+
+
+def test_an_answer_that_comes_too_late_changes_nothing(remit: Stack, greet: None) -> None:
+    """The run's time is over: the answer is kept, and the run stays what it was."""
+    run = submitted(remit, "--task", "greet", "--time-budget", "1")
+    with closing(Wire(remit.nats_port)) as wire:
+        assert dispatched(wire) == f"{run}.greet.1"
+        assert remit.remit("watch", str(run)).returncode == 7
+        before = shown(remit, run)
+        assert wire.request(f"step.completed.{run}.greet.1", b'{"outputs": {"late": true}}', ONCE)["seq"]
+    assert shown(remit, run) == before
+    last = json.loads(remit.remit("events", str(run), "-o", "json").stdout)[-1]
+    assert (last["subject"], last["applied"]) == (f"step.completed.{run}.greet.1", False)
+
+
+def test_a_failure_that_may_pass_is_tried_again_and_one_that_may_not_is_the_end(remit: Stack, greet: None) -> None:
+    """`retryable` decides; each attempt has subjects of its own."""
+    run = submitted(remit, "--task", "greet")
+    with closing(Wire(remit.nats_port)) as wire:
+        assert dispatched(wire) == f"{run}.greet.1"
+        wire.request(f"step.failed.{run}.greet.1", b'{"error": "busy", "retryable": true}', ONCE)
+        assert dispatched(wire) == f"{run}.greet.2"
+        wire.request(f"step.failed.{run}.greet.2", b'{"error": "no_such_person", "message": "who?"}', ONCE)
+    done = remit.remit("watch", str(run))
+    assert done.returncode == 1
+    assert "no_such_person: who?" in done.stderr

@@ -20,6 +20,7 @@ class Wire:
         self._until("PONG")
         self._send(b"SUB INBOX.by.hand.* 1\r\n")
         self._asked = 0
+        self._answer_to = ""
 
     def close(self) -> None:
         self._file.close()
@@ -42,12 +43,25 @@ class Wire:
                 answer: dict[str, Any] = json.loads(body)
                 return answer
 
+    def pulled(self, consumer: str, *, ack: bool) -> str:
+        """Take one message from a durable consumer of EVENTS, and acknowledge it or not; its subject."""
+        self._asked += 1
+        reply = f"INBOX.by.hand.{self._asked}"
+        self._send(f"PUB $JS.API.CONSUMER.MSG.NEXT.EVENTS.{consumer} {reply} 0\r\n\r\n".encode())
+        while True:
+            came, _ = self._message()
+            if came.startswith("step.dispatched."):
+                if ack:
+                    self._send(f"PUB {self._answer_to} 4\r\n+ACK\r\n".encode())
+                return came
+
     def _message(self) -> tuple[str, bytes]:
         while True:
             words = self._line().split(" ")
             if words[0] == "PING":
                 self._send(b"PONG\r\n")
             elif words[0] in ("MSG", "HMSG"):
+                self._answer_to = words[3]
                 whole = self._file.read(int(words[-1]) + 2)[:-2]
                 return words[1], whole[int(words[-2]) :] if words[0] == "HMSG" else whole
 
