@@ -23,6 +23,7 @@ from shared.subjects import (
 NS = 1_000_000_000
 KV_HISTORY = 64  # the server's most; directives keep their history here
 ACK_WAIT_S = 30  # the lease: a worker that is silent for so long has lost its step
+DUPLICATES_S = 120  # longer than an appender repeats itself without a word from the server
 STREAM_EXISTS = 10058
 CONSUMER_EXISTS = 10148
 
@@ -38,6 +39,8 @@ def events(replicas: int) -> dict[str, Any]:
         "allow_direct": True,
         "discard": "new",
         "sources": [{"name": TIMERS, "filter_subject": "timer.fired.>"}],
+        # A stream with sources has no window unless it asks for one: a goal repeated for want of an ack was two runs.
+        "duplicate_window": DUPLICATES_S * NS,
     }
 
 
