@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from cli.follow import follow, summary
-from cli.speak import ask, common, data, ends_well, status, table, talk, with_bus
+from cli.speak import ask, common, data, ends_well, line, status, table, talk, with_bus
 from shared.bus import Bus
 from shared.clock import rfc3339
 from shared.errors import NotFound, RemitError
@@ -52,19 +52,19 @@ def show(output: str, run: int) -> None:
     if output == "json":
         data(found)
         return
-    click.echo(f"run {run} {status(found['status'])}{': ' + found['reason'] if found['reason'] else ''}")
-    click.echo(f"goal: {found['goal'] or ', '.join(found['tasks'] or []) or '(none could be read)'}")
+    line(f"run {run} {status(found['status'])}{': ' + found['reason'] if found['reason'] else ''}")
+    line(f"goal: {found['goal'] or ', '.join(found['tasks'] or []) or '(none could be read)'}")
     for step in found["steps"]:
         tail = f": {step['error']}: {step['message']}" if step["error"] else ""
         where = f" on {step['host']}" if step["host"] else ""
-        click.echo(f"  {step['id']} {status(step['status'])}{where}{tail}")
+        line(f"  {step['id']} {status(step['status'])}{where}{tail}")
         for name, value in step["outputs"].items():
-            click.echo(f"    {name}: {_short(value)}")
+            line(f"    {name}: {_short(value)}")
     tokens = story.run.tokens
     unknown = f", {tokens.unknown_calls} calls unknown" if tokens.unknown_calls else ""
-    click.echo(f"tokens: {tokens.input} in, {tokens.output} out{unknown}")
+    line(f"tokens: {tokens.input} in, {tokens.output} out{unknown}")
     for one in found["artifacts"]:
-        click.echo(f"artifact {one.name} ({one.size_bytes} bytes, sha256 {one.sha256[:12]}…)")
+        line(f"artifact {one.name} ({one.size_bytes} bytes, sha256 {one.sha256[:12]}…)")
 
 
 def _short(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import wraps
@@ -35,9 +36,24 @@ STATUS_COLOURS = {
 }
 
 
+# Goals, errors and names come from anybody: nothing of theirs may move a cursor, set a title or write a clipboard.
+# Colours are let through, as they are ours, too. Bidirectional controls would show one text and mean another.
+_CONTROL = re.compile("\x1b\\[[0-9;]*m|([\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069])")
+
+
+def plain(text: str) -> str:
+    """The text with every control character but line breaks, tabs and colours made visible."""
+    return _CONTROL.sub(lambda found: "\ufffd" if found.group(1) else found.group(), text)
+
+
 def talk(text: str = "", *, end: str = "\n") -> None:
     """Say something to the person; never part of the data."""
-    click.echo(text, err=True, nl=end == "\n")
+    click.echo(plain(text), err=True, nl=end == "\n")
+
+
+def line(text: str) -> None:
+    """Print a line of data for a person."""
+    click.echo(plain(text))
 
 
 def status(word: str) -> str:
@@ -63,7 +79,9 @@ def table(rows: Iterable[dict[str, Any]], columns: Sequence[str], *, titles: dic
         for column in columns:
             value = row.get(column)
             text = "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            cells.append(Text(" ".join(text.split()), style=STATUS_COLOURS.get(text, "") if column == "status" else ""))
+            cells.append(
+                Text(plain(" ".join(text.split())), style=STATUS_COLOURS.get(text, "") if column == "status" else "")
+            )
         made.add_row(*cells)
     width = None if sys.stdout.isatty() else 200  # a pipe gets whole lines, not an imagined terminal's
     Console(width=width, highlight=False).print(made)

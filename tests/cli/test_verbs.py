@@ -305,3 +305,15 @@ def test_doctor_names_what_is_missing(stack: Stack) -> None:
     alone = cli("doctor", "-o", "json")
     assert alone.returncode == 0
     assert {one["what"]: one["state"] for one in json.loads(alone.stdout)}["NATS"] == "missing"
+
+
+def test_what_strangers_write_cannot_drive_the_terminal(stack: Stack) -> None:
+    """A goal may hold any text: no escape sequence of it comes out, in a list, a run, or while it is watched."""
+    evil = "check logs \x1b]0;owned\x07\x1b[2J\x9b1A \u202e"
+    run = str(parsed(stack.remit("submit", evil, "-o", "json"))["run"])
+    until(lambda: any(str(row["run"]) == run for row in listed(stack)), "it is listed")
+    for argv in (["runs"], ["show", run], ["watch", run], ["events", run]):
+        answered = stack.remit(*argv)
+        assert answered.returncode == 0, answered.stderr
+        assert not set("\x1b\x07\x9b\u202e") & set(answered.stdout + answered.stderr), argv
+    assert parsed(stack.remit("show", run, "-o", "json"))["goal"] == evil  # programs get it as it is
