@@ -237,9 +237,10 @@ class Registry:
         async with self._rebuilding:
             fresh = self._path.with_name(self._path.name + ".rebuild")
             fresh.unlink(missing_ok=True)
-            created = (await self._in(self._reading, self._store.position))[0]
-            store = await self._in(self._reading, Store, fresh)
             try:
+                # In the writer's thread: the connection is the writer's, and two at a time is an error for either.
+                created = (await self._in(self._writing, self._store.position))[0]
+                store = await self._in(self._reading, Store, fresh)
                 await self._in(self._reading, store.begin, EVENTS, created)
                 # Catch up with the live tables while they grow, then hold them still for the last stretch.
                 position = await rebuild(self._bus, store, Fold(), self.position, tell)
