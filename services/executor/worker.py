@@ -220,11 +220,20 @@ class Worker:
         calls = 0
 
         async def say_llm_called(call: LlmCalled) -> None:
-            # The name holds the attempt: a call of the second attempt is another call.
+            # The name holds the attempt: a call of the second attempt is another call. So is one of a second delivery:
+            # a worker that was killed behind its call has taken that name, and this call has to be counted, too.
             nonlocal calls
-            calls += 1
-            subject = llm_called(event.run, event.step, f"{event.attempt}-{calls}")
-            await self._appender.append(subject, encode(call))
+            data = encode(call)
+            while True:
+                calls += 1
+                subject = llm_called(event.run, event.step, f"{event.attempt}-{calls}")
+                try:
+                    await self._appender.append(subject, data)
+                    return
+                except AlreadySaid:
+                    stored = await self._bus.last_on(EVENTS, subject)
+                    if stored is not None and stored[1] == data:
+                        return  # by us, and only the ack was lost
 
         return Task(
             self._bus,

@@ -21,6 +21,7 @@ from shared.streams import ensure, worker_queue
 from shared.subjects import (
     EVENTS,
     goal_submitted,
+    llm_called,
     run_completed,
     step_completed,
     step_dispatched,
@@ -329,6 +330,25 @@ async def test_each_call_of_a_model_has_a_subject_of_its_own(floor: Floor) -> No
         await floor.end(run)
     calls = [(subject, body["outcome"]) for subject, body in await floor.said(run) if subject.startswith("llm.")]
     assert calls == [(f"llm.called.{run}.a.2-1", "http_500"), (f"llm.called.{run}.a.2-2", "ok")]
+
+
+async def test_a_call_of_a_delivery_that_lost_its_worker_is_not_in_the_way(floor: Floor) -> None:
+    """kill -9 between the call and the step's end: the attempt is delivered again, calls again, and both count."""
+
+    async def handler(task: Task) -> Outputs:
+        await task.say_llm_called(LlmCalled(request_model="m", outcome="ok", duration_s=2.5))
+        return {}
+
+    run = await floor.goal()
+    await floor.appender.append(llm_called(run, "a", "1-1"), encode(LlmCalled(request_model="m", outcome="ok")))
+    async with floor.working(handler):
+        await floor.dispatch(run=run)
+        subject, body = await floor.end(run)
+    assert subject == step_completed(run, "a", 1), body
+    assert [one for one, _ in await floor.said(run) if one.startswith("llm.")] == [
+        llm_called(run, "a", "1-1"),
+        llm_called(run, "a", "1-2"),
+    ]
 
 
 async def test_a_step_that_lasts_keeps_its_lease(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
