@@ -43,7 +43,7 @@ async def _checks() -> list[Check]:
     writable = os.access(nearest, os.W_OK)
     found.append(("data", "ok" if writable else "failing", f"{where}{'' if writable else ' cannot be written'}"))
     try:
-        bus = await connect(nats_url(), "remit-doctor")
+        bus = await connect(nats_url(), "remit-doctor", credentials=os.environ.get("REMIT_NATS_CREDS"))
     except RemitError as error:
         return [*found, ("NATS", "missing", error.message)]
     found.append(("NATS", "ok", f"{bare(nats_url())}: {bus.server}"))

@@ -26,7 +26,9 @@ def _goal(command: click.decorators.FC) -> click.decorators.FC:
             click.option("--host", "hosts", multiple=True, help="Only this host; may be repeated."),
             click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="A parameter; VALUE as JSON."),
             click.option("--max-steps", type=int, help="Steps at most (1 to 100)."),
-            click.option("--time-budget", "--time-budget-s", "time_budget_s", type=int, help="Seconds at most (1 to 86400)."),
+            click.option(
+                "--time-budget", "--time-budget-s", "time_budget_s", type=int, help="Seconds at most (1 to 86400)."
+            ),
             click.option("--token-budget", type=int, help="Tokens at most (0 to 1000000)."),
         ]
     ):

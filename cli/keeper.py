@@ -138,7 +138,12 @@ class Keeper:
         pause_s = AGAIN_S
         while not self._stopping:
             began_s = time.monotonic()
-            child = await self._start(service, [sys.executable, "-m", module(service)], environment)
+            try:
+                child = await self._start(service, [sys.executable, "-m", module(service)], environment)
+            except OSError as error:  # no process or no memory to be had just now
+                self._tell(f"{service} cannot be started yet: {error}")
+                await asyncio.sleep(AGAIN_MAX_S)
+                continue
             self._children[service] = child
             code = await child.wait()
             if self._stopping:

@@ -13,7 +13,7 @@ from services.executor.engine import Engine
 from shared.append import CREATE_ONLY, Appender
 from shared.bus import Bus
 from shared.clock import NS_PER_S, now_ns, rfc3339
-from shared.errors import RemitError
+from shared.errors import Unavailable
 from shared.events import TimerFired
 from shared.run import Run
 from shared.subjects import TIMERS, timer_at, timer_fired
@@ -37,14 +37,17 @@ class Timers:
         for run in list(engine.runs.values()):
             if run.status == "running" and run.started_ns < young_ns:
                 for what, due_ns in _due(run, young_ns):
-                    await self._schedule(run.id, what, due_ns)
+                    if run.id in engine.runs:  # it may end while another one's timer is said
+                        await self._schedule(run.id, what, due_ns)
 
     async def run_ended(self, run: int) -> None:
         """Take back what was set for a run that is over; a timer that fires all the same changes nothing."""
         if self._set.pop(run, None):
+            # Nobody waits for the answer: the fold would stand still with it while a server is away.
+            body = msgspec.json.encode({"filter": timer_at(run, ">")})
             try:
-                await self._bus.api(f"STREAM.PURGE.{TIMERS}", {"filter": timer_at(run, ">")})
-            except RemitError as error:
+                await self._bus.publish(f"$JS.API.STREAM.PURGE.{TIMERS}", body, self._bus.inbox())
+            except Unavailable as error:
                 log.info("the timers of run %d stay until they fire: %s", run, error)
 
     async def _schedule(self, run: int, what: str, due_ns: int) -> None:

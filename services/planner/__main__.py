@@ -1,6 +1,7 @@
 """`python -m services.planner`: the planner as a process. With `--preview` it plans one goal from stdin and says it."""
 
 import asyncio
+import os
 import sys
 
 from services.planner.service import Planner, answer_to, rejected
@@ -26,7 +27,7 @@ async def main(stop: asyncio.Event) -> None:
 async def preview(goal: bytes) -> int:
     """The plan of `goal` under what is configured, or under the built-in directives where no NATS is in reach."""
     try:
-        bus = await connect(nats_url(), "remit-preview")
+        bus = await connect(nats_url(), "remit-preview", credentials=os.environ.get("REMIT_NATS_CREDS"))
         config = await Config(bus).start()
         catalogue = config.catalogue
         await config.stop()
