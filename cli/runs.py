@@ -1,5 +1,6 @@
 """What happened: `runs`, `show`, `watch`, `report`, `artifacts`, `events`, `tokens`, `hosts`."""
 
+import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any, get_args
@@ -124,13 +125,17 @@ def artifacts(output: str, run: int, name: str | None, to: Path | None) -> None:
 async def read_artifact(bus: Bus, run: int, name: str) -> bytes:
     """The bytes of an artifact that the run has announced, checked against the announcement by their digest."""
     story: Story = await read_story(bus, run)
-    if all(one.name != name for _, one in story.artifacts()):
+    announced = {one.sha256.lower() for _, one in story.artifacts() if one.name == name}
+    if not announced:
         known = ", ".join(one.name for _, one in story.artifacts()) or "none"
         raise NotFound(f"run {run} ({story.run.status}) has no artifact {name}; it has: {known}")
     with tempfile.TemporaryDirectory() as folder:
         into = Path(folder) / "artifact"
         await bus.object_get(ARTIFACTS_BUCKET, artifact(run, name), into)
-        return into.read_bytes()
+        content = into.read_bytes()
+    if hashlib.sha256(content).hexdigest() not in announced:
+        raise RemitError(f"{name} in the store is not what run {run} announced")
+    return content
 
 
 @click.command()
