@@ -83,6 +83,7 @@ class Load:
     def __init__(self, bus: Bus, appender: Appender) -> None:
         self._bus = bus
         self._appender = appender
+        self._mix = itertools.cycle(MIX)
         self.runs: dict[int, bytes] = {}
 
     async def submit(self, goal: bytes) -> int:
@@ -93,7 +94,7 @@ class Load:
 
     async def submit_mix(self, count: int) -> None:
         """`count` goals of the mix, as fast as they go."""
-        await asyncio.gather(*(self.submit(goal) for goal in itertools.islice(itertools.cycle(MIX), count)))
+        await asyncio.gather(*(self.submit(goal) for goal in itertools.islice(self._mix, count)))
 
     async def ended(self) -> bool:
         """Whether every goal has an end in the stream."""
