@@ -100,7 +100,7 @@ async def ensure(bus: Bus, replicas: int = 1) -> None:
             # It is there with other settings: made by an older Remit, or an operator's own limits. Add only what
             # this version cannot do without.
             await _add_subjects(bus, config)
-    await work_queue(bus, "planner", list(GOALS))
+    await planner_queue(bus)
 
 
 async def _add_subjects(bus: Bus, wanted: dict[str, Any]) -> None:
@@ -125,10 +125,17 @@ async def work_queue(bus: Bus, durable: str, subjects: list[str], *, ack_wait_s:
         "filter_subjects": subjects,
     }
     try:
-        await bus.api(f"CONSUMER.DURABLE.CREATE.{EVENTS}.{durable}", {"stream_name": EVENTS, "config": config})
+        # "create", not "create or update": an operator's own ack_wait stays as it is.
+        request = {"stream_name": EVENTS, "config": config, "action": "create"}
+        await bus.api(f"CONSUMER.CREATE.{EVENTS}.{durable}", request)
     except ApiError as error:
         if error.code not in (CONSUMER_EXISTS, 10013):
             raise
+
+
+async def planner_queue(bus: Bus) -> None:
+    """The queue of goals; any number of planners pull from it."""
+    await work_queue(bus, "planner", list(GOALS))
 
 
 async def worker_queue(bus: Bus, task: str) -> None:

@@ -6,6 +6,7 @@ before.
 """
 
 import asyncio
+import itertools
 import logging
 import tempfile
 from pathlib import Path
@@ -20,11 +21,12 @@ from shared.config import Config, setting
 from shared.errors import RemitError
 from shared.events import encode, read
 from shared.pull import Reader
-from shared.streams import standing, worker_queue
+from shared.streams import planner_queue, standing, worker_queue
 from shared.subjects import EVENTS, SNAPSHOTS_BUCKET
 
 log = logging.getLogger("remit.executor")
 
+QUEUES_AGAIN_S = 30
 SNAPSHOT_EVENTS = setting("SNAPSHOT_EVENTS", int, 50_000)  # a new executor reads at most about so many: half a second
 
 
@@ -112,11 +114,14 @@ class Executor:
     async def _keep(self) -> None:
         """Once a second: queues for tasks that were added, timers for what has run for a while, a snapshot."""
         queues: set[str] = set()
-        while True:
+        for second in itertools.count():
             await asyncio.sleep(1)
             if not self._bus.is_connected:
                 continue
             try:
+                if second % QUEUES_AGAIN_S == 0:  # a queue that somebody deleted would leave its work lying for ever
+                    queues.clear()
+                    await planner_queue(self._bus)
                 for task in self._config.catalogue.tasks:
                     if task.name not in queues:
                         await worker_queue(self._bus, task.name)

@@ -79,8 +79,10 @@ class Follower:
 
         reader = Reader(self._bus, EVENTS, on_event, start_seq=run + 1, subjects=of_run(run), batch=BATCH)
         self._followers.add(arrived)
+        failed: asyncio.Future[None] | None = None
         try:
             await reader.start()
+            failed = asyncio.ensure_future(reader.failed())
             response = await _begin(request)
             if run > after:
                 await _write(response, _message(reading.told[0]))
@@ -88,6 +90,8 @@ class Follower:
                 try:
                     told = await asyncio.wait_for(arrived.get(), self._heartbeat_s)
                 except TimeoutError:
+                    if failed is not None and failed.done():
+                        failed.result()  # the stream is gone, and the run does not go on
                     await _write(response, b": the run goes on\n\n")
                     continue
                 if told is None:
@@ -96,6 +100,8 @@ class Follower:
                 await _write(response, _message(told))
         finally:
             self._followers.discard(arrived)
+            if failed is not None:
+                failed.cancel()
             await reader.stop()
 
 

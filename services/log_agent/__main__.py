@@ -12,7 +12,7 @@ from services.log_agent.docker_logs import EngineLogs
 from services.log_agent.engine_address import engine_address
 from services.log_agent.service import Agent
 from shared.config import Config, host_name
-from shared.process import connected, run
+from shared.process import connected, run, until
 
 
 async def main(stop: asyncio.Event, *, host: str, globs: list[str]) -> None:
@@ -23,7 +23,7 @@ async def main(stop: asyncio.Event, *, host: str, globs: list[str]) -> None:
     config = await Config(bus).start()
     try:
         await Agent(bus, host, AllowList(config, host), engine, logs, globs=globs).serve()
-        await stop.wait()
+        await until(stop, config.failed())  # an allow-list that stands still would go on allowing
     finally:
         await config.stop()
         await bus.close()

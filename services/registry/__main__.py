@@ -41,6 +41,10 @@ async def offline(path: Path) -> None:
         old_position = old.position()[1]
         old.close()
     until = await last_seq(bus)
+    if before is not None and old_position > until:
+        raise SystemExit(
+            f"{path} holds {old_position} events, the stream {until}: it is another stream; nothing is done"
+        )
     fresh = path.with_name(path.name + ".rebuild")
     fresh.unlink(missing_ok=True)
     store = Store(fresh)
