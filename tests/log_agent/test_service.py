@@ -30,7 +30,7 @@ HOST = "tower"
 
 async def until(is_so: Callable[[], bool], within_s: float = 5.0) -> None:
     async with asyncio.timeout(within_s):
-        while not is_so():  # noqa: ASYNC110 - what is waited for is told by nobody
+        while not is_so():  # what is waited for is told by nobody
             await asyncio.sleep(0.01)
 
 
