@@ -21,7 +21,7 @@ from shared.bus import ApiError, Bus
 from shared.errors import RemitError, Unavailable
 from shared.ledger import Answer, Question
 from shared.streams import ensure, work_queue
-from shared.subjects import EVENTS, step_dispatched_to, worker_consumer
+from shared.subjects import EVENTS, GOALS, step_dispatched_to, worker_consumer
 from tests.auditor import Message, audit
 from tests.conftest import until
 from tests.stack import ROOT, Stack
@@ -67,6 +67,7 @@ def seed() -> int:
 async def prepare(bus: Bus) -> None:
     """The streams, and the slow task in the catalogue."""
     await ensure(bus)
+    await work_queue(bus, "planner", list(GOALS), ack_wait_s=LEASE_S)
     await add_task(bus, SLOW_TASK, timeout_s=SLOW_TIMEOUT_S, max_attempts=10)
 
 
@@ -91,6 +92,10 @@ class Load:
         run = await self._appender.append("goal.submitted", goal, headers={"Nats-Msg-Id": uuid.uuid4().hex})
         self.runs[run] = goal
         return run
+
+    async def say(self, subject: str, data: bytes) -> int:
+        """What a worker outside says, create-only."""
+        return await self._appender.append(subject, data)
 
     async def submit_mix(self, count: int) -> None:
         """`count` goals of the mix, as fast as they go."""

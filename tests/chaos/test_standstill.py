@@ -1,5 +1,6 @@
 """What must not stop for ever: a worker that a stranger answers for, timers over an outage, a service without NATS."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -9,6 +10,8 @@ import pytest
 
 from shared.append import Appender
 from shared.bus import Bus, connect
+from shared.pull import Delivery, Puller
+from tests.auditor import audit
 from tests.chaos import load
 from tests.chaos.load import Load
 from tests.conftest import until
@@ -92,6 +95,109 @@ async def standing_still(for_s: float) -> None:
     """Let an outage last longer than a request's patience of 5 s."""
     began = time.monotonic()
     await until(lambda: time.monotonic() > began + for_s)
+
+
+async def test_a_run_that_nobody_works_on_times_out_although_the_executor_was_dead(
+    remit: Stack, client: Bus, runs: Load
+) -> None:
+    """The server keeps the timer and fires it; the executor that comes later finds it in the stream."""
+    await load.add_task(client, NOBODYS_TASK, timeout_s=60)
+    remit.start("planner")
+    remit.start("executor")
+    run = await runs.submit(json.dumps({"tasks": [NOBODYS_TASK, "noop"], "time_budget_s": 4}).encode())
+
+    async def timer_is_set() -> bool:
+        return bool(
+            (await client.api("STREAM.INFO.TIMERS", {"subjects_filter": f"timer.at.{run}.>"}))["state"]["messages"]
+        )
+
+    await until(timer_is_set)
+    remit.kill("executor")
+    await until(lambda: said(client, f"timer.fired.{run}.deadline"))
+    remit.start("executor")
+    await until(runs.ended)
+    messages = await load.whole_stream(client)
+    assert audit(messages) == []
+    over = next(json.loads(data) for subject, _, _, data in messages if subject == f"run.completed.{run}")
+    assert over["status"] == "timed_out"
+    assert over["steps"] == {NOBODYS_TASK: "failed", "noop": "skipped"}
+    assert 4 <= over["duration_s"] < 20
+
+
+async def test_a_run_whose_timer_was_never_set_times_out_when_an_executor_comes(
+    remit: Stack, client: Bus, runs: Load
+) -> None:
+    """The executor dies before it has set the timer: the next one sets it in the past, and it fires at once."""
+    await load.add_task(client, NOBODYS_TASK, timeout_s=60)
+    remit.start("planner")
+    remit.start("executor")
+    run = await runs.submit(json.dumps({"tasks": [NOBODYS_TASK], "time_budget_s": 1}).encode())
+    await until(lambda: said(client, f"step.dispatched.{run}.{NOBODYS_TASK}.1.{NOBODYS_TASK}"))
+    remit.kill("executor")
+    await standing_still(1.5)
+    assert not await said(client, f"timer.fired.{run}.deadline")
+    remit.start("executor")
+    await until(runs.ended)
+    messages = await load.whole_stream(client)
+    assert audit(messages) == []
+    assert load.ends_of(messages)[run] == "timed_out"
+
+
+async def test_a_step_whose_worker_hangs_is_overtaken_and_tried_again(remit: Stack, client: Bus, runs: Load) -> None:
+    """The first attempt's worker never answers; its timer ends the attempt, and another worker does the second."""
+    await load.add_task(client, NOBODYS_TASK, timeout_s=1, max_attempts=2)
+    taken: list[Delivery] = []
+
+    async def hang_once(delivery: Delivery) -> None:
+        taken.append(delivery)
+        if ".2." in delivery.subject:
+            run, step, attempt = delivery.subject.split(".")[2:5]
+            await runs.say(f"step.completed.{run}.{step}.{attempt}", b'{"outputs": {}}')
+            await puller.ack(delivery)
+
+    puller = await Puller(client, "EVENTS", f"worker-{NOBODYS_TASK}", hang_once, batch=1).start()
+    remit.start("planner")
+    remit.start("executor")
+    run = await runs.submit(json.dumps({"tasks": [NOBODYS_TASK]}).encode())
+    await until(runs.ended)
+    await puller.stop()
+    late = taken[0].subject.split(".")[2:5]
+    await runs.say("step.completed." + ".".join(late), b'{"outputs": {"late": true}}')  # it wakes at last
+    messages = await load.whole_stream(client)
+    assert audit(messages) == []
+    assert load.ends_of(messages)[run] == "succeeded"
+    subjects = [subject for subject, *_ in messages]
+    assert subjects.index(f"timer.fired.{run}.step.{NOBODYS_TASK}.1") < subjects.index(
+        f"step.dispatched.{run}.{NOBODYS_TASK}.2.{NOBODYS_TASK}"
+    )
+
+
+async def test_a_goal_that_is_planned_is_not_rejected_for_its_many_deliveries(
+    remit: Stack, client: Bus, runs: Load
+) -> None:
+    """Planners died over the goal, the last one behind its plan: the next must not say that it cannot be planned."""
+    run = await runs.submit(b'{"tasks": ["noop"]}')
+    taken: list[int] = []
+
+    async def die(delivery: Delivery) -> None:
+        taken.append(delivery.delivered)
+        await puller.give_back(delivery)
+
+    puller = await Puller(client, "EVENTS", "planner", die, batch=1).start()
+    await until(lambda: taken and taken[-1] >= 6)
+    await puller.stop()
+    plan = await asyncio.to_thread(remit.remit, "plan", "--task", "noop", "-o", "json")
+    await runs.say(f"plan.created.{run}", plan.stdout.strip().encode())
+    remit.start("planner")
+    remit.start("executor")
+    await until(lambda: said(client, f"run.completed.{run}"))
+
+    async def all_acked() -> bool:
+        state = await client.api("CONSUMER.INFO.EVENTS.planner")
+        return state["num_ack_pending"] + state["num_pending"] == 0
+
+    await until(all_acked)
+    assert not await said(client, f"goal.rejected.{run}")
 
 
 @pytest.mark.parametrize("service", ["planner", "registry"])
