@@ -12,20 +12,16 @@ _MARK = "docker"
 class EngineTests:
     def __init__(self, whole: bool) -> None:
         self.whole = whole  # every test was asked for: that none needs the engine would be a fault
-        self.marked: set[str] = set()
         self.ran: set[str] = set()
         self.skipped: dict[str, str] = {}
         self.unseen: list[str] = []  # modules skipped as a whole: their tests, marked or not, were never collected
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        self.marked = {item.nodeid for item in items if item.get_closest_marker(_MARK)}
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.skipped:
             self.unseen.append(f"{report.nodeid}: {_reason(report)}")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.nodeid not in self.marked:
+        if _MARK not in report.keywords:  # the report knows, also when another process ran the test
             return
         if report.skipped:
             self.skipped[report.nodeid] = _reason(report)
@@ -55,6 +51,8 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        return  # a worker of pytest-xdist; its reports come to the one that counts
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     whole = whole and not config.getoption("keyword") and config.getoption("markexpr") != "chaos"
     config.pluginmanager.register(EngineTests(whole), "remit-engine-tests")

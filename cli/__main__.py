@@ -84,7 +84,9 @@ def test(chaos: bool, rest: tuple[str, ...]) -> None:
             if code := subprocess.run([sys.executable, "-m", *argv]).returncode:
                 raise SystemExit(code)  # a "313 passed" after it would hide it
     marks = ["-m", "chaos" if chaos else "not chaos"]
-    raise SystemExit(subprocess.run([sys.executable, "-m", "pytest", *marks, *rest]).returncode)
+    # Most tests wait for real processes: two at a time, a file's tests together, as they share a stack.
+    width = ["-n", "2", "--dist", "loadfile"] if not rest and not chaos else []
+    raise SystemExit(subprocess.run([sys.executable, "-m", "pytest", *marks, *width, *rest]).returncode)
 
 
 if __name__ == "__main__":
