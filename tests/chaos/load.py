@@ -67,6 +67,7 @@ def seed() -> int:
 async def prepare(bus: Bus) -> None:
     """The streams, and the slow task in the catalogue."""
     await ensure(bus)
+    await bus.api(f"CONSUMER.DELETE.{EVENTS}.planner")  # made just now, with the usual lease
     await work_queue(bus, "planner", list(GOALS), ack_wait_s=LEASE_S)
     await add_task(bus, SLOW_TASK, timeout_s=SLOW_TIMEOUT_S, max_attempts=10)
 

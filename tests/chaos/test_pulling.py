@@ -122,6 +122,7 @@ async def test_what_is_not_acked_comes_again_and_counts(bus: Bus) -> None:
     await puller.stop()
 
 
+@pytest.mark.chaos
 async def test_a_step_in_progress_keeps_its_lease(bus: Bus) -> None:
     """Longer than the lease of 2 s, delivered once."""
     held: list[Delivery] = []
@@ -189,6 +190,7 @@ async def test_a_reader_starts_where_it_is_told_and_reads_what_it_is_told(bus: B
     appender.stop()
 
 
+@pytest.mark.chaos
 async def test_a_slow_handler_holds_up_nothing_but_itself(bus: Bus) -> None:
     """Longer than the silence after which a reader asks anew: each message is folded once all the same."""
     seen: list[int] = []

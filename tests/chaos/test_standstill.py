@@ -81,7 +81,7 @@ async def test_timers_are_set_after_a_server_that_stood_still(remit: Stack, clie
     await until(lambda: "facts are due" in remit.log("executor"))  # within a second it will make its queues
     remit.freeze("nats")
     try:
-        await standing_still(8)
+        await standing_still(7)
     finally:
         remit.thaw("nats")
     await load.add_task(client, NOBODYS_TASK, timeout_s=60)

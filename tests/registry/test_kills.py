@@ -17,8 +17,8 @@ from tests.conftest import until
 from tests.registry.conftest import EVENTS_A_RUN, LEDGER, ask, last_seq, rows, say_runs
 from tests.stack import Stack
 
-KILLS = 6
-RUNS = 1_500
+KILLS = 4
+RUNS = 1_000
 
 
 def check_rows(folder: Path, last: int) -> None:
