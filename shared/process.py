@@ -23,6 +23,8 @@ from shared.streams import ensure
 
 log = logging.getLogger("remit.process")
 
+_waiting: asyncio.Task[Any] | None = None  # who waits for a NATS that is not there yet
+
 CONNECT_PATIENCE_S = 60.0  # a NATS that is being restarted; after that the keeper shall know
 
 
@@ -59,8 +61,10 @@ async def connected(service: str) -> Bus:
 
     When the connection ends for good the process ends, too: its keeper starts it afresh.
     """
+    global _waiting
     loop = asyncio.get_running_loop()
     end_s = loop.time() + CONNECT_PATIENCE_S
+    _waiting = asyncio.current_task()
     while True:
         bus: Bus | None = None
         try:
@@ -79,6 +83,7 @@ async def connected(service: str) -> Bus:
             log.info("waiting for NATS: %s", error)
             await asyncio.sleep(0.3)
         else:
+            _waiting = None
             return bus
 
 
@@ -93,6 +98,13 @@ async def until(stop: asyncio.Event, failed: Coroutine[Any, Any, None]) -> None:
     watched.cancel()
 
 
+def _end(stop: asyncio.Event) -> None:
+    """Asked to end: a service drains; one that still waits for its NATS has nothing to drain."""
+    stop.set()
+    if _waiting is not None:
+        _waiting.cancel()
+
+
 def run(service: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     """Run `main(stop)` until it returns; SIGTERM and SIGINT set `stop`. An error that can be acted on ends with 1."""
     log_to_stderr(service)
@@ -105,8 +117,12 @@ def run(service: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        await main(stop)
+            loop.add_signal_handler(number, _end, stop)
+        try:
+            await main(stop)
+        except asyncio.CancelledError:
+            if not stop.is_set():
+                raise
 
     try:
         uvloop.run(supervised())

@@ -7,6 +7,7 @@ TIMERS takes schedules and is written by engine services only; EVENTS sources wh
 from typing import Any
 
 from shared.bus import ApiError, Bus
+from shared.catalogue import BUILT_IN
 from shared.subjects import (
     ARTIFACTS_BUCKET,
     CONFIG_BUCKET,
@@ -22,7 +23,9 @@ from shared.subjects import (
 
 NS = 1_000_000_000
 KV_HISTORY = 64  # the server's most; directives keep their history here
-ACK_WAIT_S = 30  # the lease: a worker that is silent for so long has lost its step
+ACK_WAIT_S = 30  # the lease: a worker of somebody's own that is silent for so long has lost its step
+OWN_ACK_WAIT_S = 10  # Remit's workers renew their lease three times in it
+PLANNER_ACK_WAIT_S = 5  # planning takes milliseconds
 DUPLICATES_S = 120  # longer than an appender repeats itself without a word from the server
 STREAM_EXISTS = 10058
 CONSUMER_EXISTS = 10148
@@ -135,12 +138,13 @@ async def work_queue(bus: Bus, durable: str, subjects: list[str], *, ack_wait_s:
 
 async def planner_queue(bus: Bus) -> None:
     """The queue of goals; any number of planners pull from it."""
-    await work_queue(bus, "planner", list(GOALS))
+    await work_queue(bus, "planner", list(GOALS), ack_wait_s=PLANNER_ACK_WAIT_S)
 
 
 async def worker_queue(bus: Bus, task: str) -> None:
     """The queue `worker-<task>` that anybody who performs the task pulls from."""
-    await work_queue(bus, worker_consumer(task), [step_dispatched_to(task)])
+    lease_s = ACK_WAIT_S if BUILT_IN.task(task) is None else OWN_ACK_WAIT_S
+    await work_queue(bus, worker_consumer(task), [step_dispatched_to(task)], ack_wait_s=lease_s)
 
 
 async def standing(bus: Bus, stream: str = EVENTS) -> tuple[str, int]:

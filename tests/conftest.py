@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 
 import pytest
 
@@ -12,6 +12,14 @@ from shared.errors import RemitError
 from tests.stack import SERVICES, Stack, stack
 
 WITHIN_S = 30.0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Some tests log what is no text; a report that goes from one test process to another has to be."""
+    report = yield
+    report.sections = [(title, text.encode(errors="replace").decode()) for title, text in report.sections]
+    return report
 
 
 async def until(condition: Callable[[], Awaitable[object] | object], within_s: float = WITHIN_S) -> None:

@@ -1,6 +1,6 @@
 """The worker: pulls dispatched steps of the tasks that it knows, performs them, says how they ended.
 
-Theory of operation. A delivery is a lease of `ACK_WAIT_S`, renewed while the step runs; the worker acks only when the
+Theory of operation. A delivery is a lease, renewed three times in it while the step runs; the worker acks only when the
 stream holds the attempt's end. kill -9 therefore means another delivery, to this worker's successor or to another one.
 Before a step runs, the worker looks whether its attempt has ended already (an ack may be lost although the result is
 stored), so no finished step is repeated; a zombie that wakes later is refused by the create-only append. A step that
@@ -22,7 +22,7 @@ from shared.errors import AlreadySaid, Malformed, RemitError, Unavailable
 from shared.events import OUTPUTS_BYTES_MAX, Event, LlmCalled, StepCompleted, StepDispatched, StepFailed, encode, read
 from shared.pull import Delivery, Puller
 from shared.redact import redact
-from shared.streams import ACK_WAIT_S, worker_queue
+from shared.streams import OWN_ACK_WAIT_S, worker_queue
 from shared.subjects import (
     EVENTS,
     llm_called,
@@ -36,7 +36,7 @@ from shared.subjects import (
 log = logging.getLogger("remit.worker")
 
 DELIVERIES_MAX = 3
-HEARTBEAT_S = ACK_WAIT_S / 3
+HEARTBEAT_S = OWN_ACK_WAIT_S / 3
 MESSAGE_CHARS_MAX = 1_000
 DRAIN_S = 10.0
 # Steps of one task at a time in this process; what is heavy is bounded by the machine, not by the fleet.

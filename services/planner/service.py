@@ -44,6 +44,9 @@ class Planner:
         answer: PlanCreated | list[Problem]
         if isinstance(event.body, Unreadable):
             answer = [Problem(event.body.reason, "subject")]
+        elif goal.delivered > DELIVERIES_MAX and await self._bus.last_on(EVENTS, plan_created(goal.seq)):
+            await self._puller.ack(goal)  # planned; only the acknowledgements were lost
+            return
         elif goal.delivered > DELIVERIES_MAX:
             answer = [Problem("planning this goal ended the planner each time", "goal")]
         else:

@@ -9,4 +9,6 @@ if lease := os.environ.get("CHAOS_LEASE_S"):
     import shared.streams
 
     shared.streams.ACK_WAIT_S = int(lease)
+    shared.streams.OWN_ACK_WAIT_S = int(lease)
+    shared.streams.PLANNER_ACK_WAIT_S = int(lease)
     shared.streams.work_queue.__kwdefaults__["ack_wait_s"] = int(lease)
