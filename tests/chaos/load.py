@@ -207,11 +207,12 @@ async def examine(stack: Stack, bus: Bus) -> dict[int, str]:
     The status of each run comes back.
     """
     messages = await whole_stream(bus)
-    assert audit(messages) == []
+    findings = audit(messages)
+    assert not findings, "\n".join(findings)
     live = await digest(bus)
     done = await asyncio.to_thread(stack.remit, "rebuild", "-o", "json")
     assert done.returncode == 0, done.stderr
     rebuilt = json.loads(done.stdout)
-    assert rebuilt["identical"] is True
-    assert rebuilt["before"] == rebuilt["after"] == live
+    assert rebuilt["identical"] is True, rebuilt
+    assert rebuilt["before"] == rebuilt["after"] == live, (live, rebuilt)
     return ends_of(messages)
