@@ -14,7 +14,7 @@ import msgspec
 from bench.runs import GOAL, SERVICES
 from cli.keeper import Keeper, until_ready
 from cli.stack import environment
-from shared.append import Appender
+from shared.append import CREATE_ONLY, Appender
 from shared.bus import Bus
 from shared.pull import Reader
 from shared.story import read_story
@@ -71,7 +71,9 @@ async def _copies(
                 parts = subject.split(".")
                 if len(parts) > 2:
                     parts[2] = str(run_id)
-                await appender.say(".".join(parts), data, headers=None)
+                # Under the headers that the engine's own facts have: they are a part of what is read.
+                headers = CREATE_ONLY if len(parts) > 2 else None
+                await appender.say(".".join(parts), data, headers=headers)
         made += len(told) * INTERLEAVED
         await appender.drain(60)
         if made // 100_000 != (made - len(told) * INTERLEAVED) // 100_000:
