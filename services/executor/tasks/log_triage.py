@@ -66,6 +66,9 @@ async def log_triage(task: Task) -> Outputs:
         if found.engine_error:
             unread.append(Unread(host, "", found.engine_error))
         allowed = [one.source for one in found.sources if one.allowed]
+        if not allowed and wanted is None and not found.engine_error:
+            there = f"none of its {len(found.sources)} sources is" if found.sources else "nothing of it is"
+            unread.append(Unread(host, "", f"{there} allowed; `remit allow add NAME` (or /PATH) allows one"))
         if wanted is not None:
             allowed = [source for source in allowed if source in wanted]
         for source in allowed:
