@@ -229,7 +229,6 @@ class Reader:
         self._subjects = list(subjects) if subjects is not None else None
         self._batch = batch
         self.position = start_seq - 1
-        self._fresh = True
         self._pulls: _Pulls | None = None
         self._consumer = ""
         self._keeper: asyncio.Task[None] | None = None

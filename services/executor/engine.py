@@ -22,7 +22,6 @@ class Engine:
         self.runs: dict[int, Run] = {}
         self.position = 0
         self.at_ns = 0
-        self.refused = 0
         # False until `due` is called: what a new executor reads of the past was answered in the past.
         self.deciding = False
         self._waiting: dict[str, dict[int, None]] = defaultdict(dict)  # by directive, in the stream's order
@@ -75,7 +74,6 @@ class Engine:
             return []
         after = evolve(run, event)
         if after is run:
-            self.refused += 1
             return []
         if after.ended:
             return self._ended(after)

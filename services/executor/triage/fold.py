@@ -70,9 +70,6 @@ class Trace:
         if kind and kind != "python":
             self._remember(message)
 
-    def may_span_blank(self) -> bool:
-        return self.kind != ""
-
     def takes(self, text: str) -> bool:
         """True, and remembered, when this line (not empty, without a header) belongs to the event."""
         if not self._belongs(text):

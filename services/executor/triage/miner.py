@@ -8,8 +8,8 @@ shapes with the same length are split by the place with the fewest words until w
 The work is over distinct shapes, never over lines, so a source of millions of lines costs what its vocabulary costs.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from services.executor.triage.mask import WILDCARD
@@ -171,8 +171,3 @@ def wildcard_forms(template: str, limit: int = 400) -> list[str]:
             two[i] = two[j] = WILDCARD
             forms.append(" ".join(two))
     return forms
-
-
-def top(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
-    """The most frequent entries, ties in the order of the text."""
-    return sorted(Counter(counts).items(), key=lambda kv: (-kv[1], kv[0]))[:limit]
