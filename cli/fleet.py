@@ -95,15 +95,19 @@ async def _switch(bus: Bus, one: str, enabled: bool | None) -> AllowEntry:
     return found
 
 
+def _told(entry: str, enabled: bool | None, past: str, output: str) -> None:
+    found = with_bus(lambda bus: _switch(bus, entry, enabled))
+    _print(found, output)
+    talk(f"{past} {found.source}")
+
+
 @allow.command("rm")
 @click.argument("entry")
 @common
 @ends_well
 def allow_rm(output: str, entry: str) -> None:
     """Remove ENTRY (its id, or its source)."""
-    found = with_bus(lambda bus: _switch(bus, entry, None))
-    _print(found, output)
-    talk(f"removed {found.source}")
+    _told(entry, None, "removed", output)
 
 
 @allow.command("disable")
@@ -112,9 +116,7 @@ def allow_rm(output: str, entry: str) -> None:
 @ends_well
 def allow_disable(output: str, entry: str) -> None:
     """Keep ENTRY and let it allow nothing for now."""
-    found = with_bus(lambda bus: _switch(bus, entry, False))
-    _print(found, output)
-    talk(f"disabled {found.source}")
+    _told(entry, False, "disabled", output)
 
 
 @allow.command("enable")
@@ -123,9 +125,7 @@ def allow_disable(output: str, entry: str) -> None:
 @ends_well
 def allow_enable(output: str, entry: str) -> None:
     """Let a disabled ENTRY allow again."""
-    found = with_bus(lambda bus: _switch(bus, entry, True))
-    _print(found, output)
-    talk(f"enabled {found.source}")
+    _told(entry, True, "enabled", output)
 
 
 @click.group()

@@ -4,19 +4,19 @@ import asyncio
 import os
 import re
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import wraps
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import click
 import msgspec
 
+from shared import asking
 from shared.bus import Bus, connect
 from shared.config import nats_url
 from shared.errors import Malformed, NotFound, RemitError, Unavailable
 from shared.ledger import Answer, Question
 from shared.status import EXIT_FAILED, EXIT_NOT_FOUND, EXIT_UNREACHABLE, EXIT_USAGE
-from shared.subjects import registry
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -132,14 +132,10 @@ def with_bus(action: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:
 
 async def ask(bus: Bus, name: str, question: Question | None = None) -> Answer:
     """Ask the registry; its error is ours."""
-    request: Awaitable[bytes] = bus.request(registry(name), msgspec.json.encode(question or Question()), timeout_s=10)
     try:
-        answer = msgspec.json.decode(await request, type=Answer)
+        return await asking.ask(bus, name, question or Question(), timeout_s=10)
     except Unavailable as error:
         raise Unavailable(f"the registry does not answer ({error.message}); is `remit up` running?") from error
-    if answer.error is not None:
-        raise Malformed(answer.error, field=answer.field) if answer.field else RemitError(answer.error)
-    return answer
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:

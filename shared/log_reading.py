@@ -26,6 +26,7 @@ from shared.logs import (
 )
 
 T = TypeVar("T")
+Page = TypeVar("Page", SourcesReply, ServicesReply)
 
 PAGES_MAX = 1_000  # an agent that always promises another page is broken or lies
 
@@ -38,36 +39,35 @@ class _MaybeRefusal(msgspec.Struct):
 
 async def all_sources(bus: Bus, host: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> SourcesReply:
     """Return everything that a host could have read; RemitError when its agent refuses or does not answer."""
-    whole: SourcesReply | None = None
-    after = ""
-    for _ in range(PAGES_MAX):
-        request = msgspec.json.encode(SourcesRequest(after=after))
-        data = await bus.request(subjects.logs(host, "sources"), request, timeout_s=timeout_s)
-        reply = _read(data, SourcesReply, host)
-        listed = reply.sources if whole is None else whole.sources + reply.sources
-        whole = msgspec.structs.replace(reply, sources=listed, next=None)
-        if reply.next is None or reply.next <= after:
-            break
-        after = reply.next
-    assert whole is not None
-    return whole
+    pages = await _pages(bus, host, "sources", SourcesRequest, SourcesReply, timeout_s)
+    return msgspec.structs.replace(pages[-1], sources=[one for page in pages for one in page.sources], next=None)
 
 
 async def all_services(bus: Bus, host: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> ServicesReply:
     """Return every allow-listed container of a host; RemitError when its agent refuses or does not answer."""
-    whole: ServicesReply | None = None
+    pages = await _pages(bus, host, "services", ServicesRequest, ServicesReply, timeout_s)
+    return msgspec.structs.replace(pages[-1], services=[one for page in pages for one in page.services], next=None)
+
+
+async def _pages(
+    bus: Bus,
+    host: str,
+    what: str,
+    request: type[SourcesRequest] | type[ServicesRequest],
+    kind: type[Page],
+    timeout_s: float,
+) -> list[Page]:
+    """Ask for one page after the other, as long as each promises a later one."""
+    pages: list[Page] = []
     after = ""
     for _ in range(PAGES_MAX):
-        request = msgspec.json.encode(ServicesRequest(after=after))
-        data = await bus.request(subjects.logs(host, "services"), request, timeout_s=timeout_s)
-        reply = _read(data, ServicesReply, host)
-        listed = reply.services if whole is None else whole.services + reply.services
-        whole = msgspec.structs.replace(reply, services=listed, next=None)
+        question = msgspec.json.encode(request(after=after))
+        reply = _read(await bus.request(subjects.logs(host, what), question, timeout_s=timeout_s), kind, host)
+        pages.append(reply)
         if reply.next is None or reply.next <= after:
             break
         after = reply.next
-    assert whole is not None
-    return whole
+    return pages
 
 
 async def read_log(

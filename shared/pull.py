@@ -21,6 +21,7 @@ import msgspec
 
 from shared.bus import ApiError, Bus, StreamMissing
 from shared.errors import RemitError, Unavailable
+from shared.streams import standing
 
 log = logging.getLogger("remit.pull")
 
@@ -45,15 +46,14 @@ class Delivery(msgspec.Struct):
     delivered: int
 
 
-def stamp(reply: str) -> tuple[int, int, int]:
-    """Stream sequence, time in nanoseconds and delivery count out of a JetStream reply subject.
+def stamps(reply: str) -> list[str]:
+    """What a JetStream reply subject says, from its consumer on: consumer, delivered, seq, consumer seq, time, pending.
 
     `$JS.ACK.<stream>.<consumer>.<delivered>.<seq>.<consumer seq>.<time>.<pending>`; the longer form with domain and
     account hash has two tokens more before the stream.
     """
     parts = reply.split(".")
-    at = 4 if len(parts) == 9 else 6
-    return int(parts[at + 1]), int(parts[at + 3]), int(parts[at])
+    return parts[3:] if len(parts) == 9 else parts[5:]
 
 
 class _Pulls:
@@ -202,8 +202,8 @@ class Puller:
         await self._bus.publish(delivery.reply, body)
 
     def _deliver(self, subject: str, data: bytes, reply: str) -> Any:
-        seq, at_ns, delivered = stamp(reply)
-        return self._handler(Delivery(subject, data, reply, seq, at_ns, delivered))
+        _, delivered, seq, _, at_ns, *_ = stamps(reply)
+        return self._handler(Delivery(subject, data, reply, int(seq), int(at_ns), int(delivered)))
 
 
 # What a fold's reader hands over: subject, sequence, stamp in nanoseconds, data.
@@ -278,13 +278,13 @@ class Reader:
 
     async def _check_stream(self) -> None:
         """Raise `StreamMissing` when this is not the stream that was read so far: a store that was lost or cut."""
-        info = await self._bus.api(f"STREAM.INFO.{self._stream}")
+        created, end = await standing(self._bus, self._stream)
         if not self._created:
-            self._created = info["created"]
-        elif info["created"] != self._created:
-            raise StreamMissing(f"{self._stream} was made anew on {info['created']}; its events are others")
-        elif info["state"]["last_seq"] < self.position:
-            raise StreamMissing(f"{self._stream} ends at {info['state']['last_seq']}, before event {self.position}")
+            self._created = created
+        elif created != self._created:
+            raise StreamMissing(f"{self._stream} was made anew on {created}; its events are others")
+        elif end < self.position:
+            raise StreamMissing(f"{self._stream} ends at {end}, before event {self.position}")
 
     def _config(self) -> dict[str, Any]:
         name = self._bus.inbox().rsplit(".", 1)[-1]
@@ -303,21 +303,19 @@ class Reader:
         return config
 
     def _deliver(self, subject: str, data: bytes, reply: str) -> Any:
-        parts = reply.split(".")
-        at = 4 if len(parts) == 9 else 6
-        if parts[at - 1] != self._consumer or self._failure.done():
+        consumer, _, seq_text, number_text, at_ns, *_ = stamps(reply)
+        if consumer != self._consumer or self._failure.done():
             return None  # a late message of the consumer before; or one that must not be folded over a hole
         # The consumer numbers what it delivers without gaps, whatever its filter: a gap is a lost message.
-        number = int(parts[at + 2])
+        number = int(number_text)
         if number != self._consumer_seq + 1:
             if self._pulls:
                 self._pulls.gone.set()
             return None
         self._consumer_seq = number
-        seq = int(parts[at + 1])
-        self.position = seq
+        self.position = seq = int(seq_text)
         try:
-            done = self._handler(subject, seq, int(parts[at + 3]), data)
+            done = self._handler(subject, seq, int(at_ns), data)
         except Exception as error:
             self._fail(error)
             raise

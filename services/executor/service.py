@@ -57,11 +57,7 @@ class Executor:
 
     async def failed(self) -> None:
         """Wait until the fold or its keeping cannot go on, and raise why."""
-        done, _ = await asyncio.wait(
-            [asyncio.create_task(self._reader.failed()), self._keeper], return_when=asyncio.FIRST_COMPLETED
-        )
-        for one in done:
-            one.result()
+        await asyncio.gather(self._reader.failed(), asyncio.shield(self._keeper))
 
     async def on_event(self, subject: str, seq: int, at_ns: int, data: bytes) -> None:
         event = read(subject, seq, at_ns, data)

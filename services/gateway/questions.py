@@ -7,10 +7,11 @@ import msgspec
 from aiohttp import web
 
 from services.gateway.asked import answered, limit
+from shared import asking
 from shared.bus import Bus, ServiceInfo
-from shared.errors import Malformed, Unavailable
+from shared.errors import Malformed, RemitError, Unavailable
 from shared.ledger import Answer, Question
-from shared.subjects import is_token, registry
+from shared.subjects import is_token
 
 AGENTS = ("gpu", "logs")
 REGISTRY_TIMEOUT_S = 8.0  # it waits 5 s itself for events that it has been asked to have
@@ -19,16 +20,12 @@ TOKENS_DEFAULT = 100
 
 async def ask(bus: Bus, question: str, values: Question, *, timeout_s: float = REGISTRY_TIMEOUT_S) -> Answer:
     """The registry's answer. `Malformed` when it blames a field of the question, `Unavailable` when it cannot."""
-    raw = await bus.request(registry(question), msgspec.json.encode(values), timeout_s=timeout_s)
     try:
-        answer = msgspec.json.decode(raw, type=Answer)
-    except msgspec.DecodeError as error:
-        raise Unavailable(f"the registry's answer cannot be read: {error}") from error
-    if answer.error is not None:
-        if answer.field:
-            raise Malformed(answer.error, field=answer.field)
-        raise Unavailable(answer.error)
-    return answer
+        return await asking.ask(bus, question, values, timeout_s=timeout_s)
+    except (Malformed, Unavailable):
+        raise
+    except RemitError as error:  # its own trouble: to a client of the gateway that is a service that is not there
+        raise Unavailable(error.message) from error
 
 
 class HostView(msgspec.Struct, kw_only=True):

@@ -12,7 +12,7 @@ from services.registry.service import Registry
 from services.registry.store import Store
 from shared import process
 from shared.config import data_dir
-from shared.streams import last_seq
+from shared.streams import standing
 from shared.subjects import EVENTS
 
 LEDGER = "ledger.duckdb"
@@ -40,7 +40,7 @@ async def offline(path: Path) -> None:
         before = old.digest()
         old_position = old.position()[1]
         old.close()
-    until = await last_seq(bus)
+    created, until = await standing(bus)
     if before is not None and old_position > until:
         raise SystemExit(
             f"{path} holds {old_position} events, the stream {until}: it is another stream; nothing is done"
@@ -48,7 +48,7 @@ async def offline(path: Path) -> None:
     fresh = path.with_name(path.name + ".rebuild")
     fresh.unlink(missing_ok=True)
     store = Store(fresh)
-    store.begin(EVENTS, (await bus.api(f"STREAM.INFO.{EVENTS}"))["created"])
+    store.begin(EVENTS, created)
     await rebuild(bus, store, Fold(), until, tell)
     after = store.digest()
     store.close()

@@ -21,7 +21,7 @@ from shared.errors import Malformed, RemitError
 from shared.ledger import LIMIT_MAX, Answer, Question
 from shared.plan import malformed
 from shared.pull import Reader
-from shared.streams import last_seq
+from shared.streams import last_seq, standing
 from shared.subjects import EVENTS, registry
 
 log = logging.getLogger("remit.registry")
@@ -71,11 +71,7 @@ class Registry:
 
     async def failed(self) -> None:
         """Wait until the fold cannot go on, and raise why. What cannot be written must not be forgotten in silence."""
-        done, _ = await asyncio.wait(
-            [asyncio.create_task(self._reader.failed()), self._flusher], return_when=asyncio.FIRST_COMPLETED
-        )
-        for one in done:
-            one.result()
+        await asyncio.gather(self._reader.failed(), asyncio.shield(self._flusher))
 
     async def stop(self) -> None:
         self._flusher.cancel()
@@ -90,9 +86,9 @@ class Registry:
 
     async def _take_up(self) -> None:
         """Go on where the tables end; a file that folds another stream is put aside, never mixed."""
-        info = await self._bus.api(f"STREAM.INFO.{EVENTS}")
+        stream_created, end = await standing(self._bus)
         created, position = await self._in(self._writing, self._store.position)
-        if created != info["created"] or position > info["state"]["last_seq"]:
+        if created != stream_created or position > end:
             if created:
                 aside = self._path.with_name(f"{self._path.name}.{created.replace(':', '')[:17]}.old")
                 log.warning("%s folds another stream (of %s): kept as %s", self._path, created, aside.name)
@@ -100,7 +96,7 @@ class Registry:
                 self._path.rename(aside)
                 self._path.with_name(self._path.name + ".wal").unlink(missing_ok=True)
                 self._store = await self._in(self._writing, Store, self._path)
-            await self._in(self._writing, self._store.begin, EVENTS, info["created"])
+            await self._in(self._writing, self._store.begin, EVENTS, stream_created)
             position = 0
         self._fold = Fold()
         for message in await self._in(self._writing, self._store.active_events):
