@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,15 @@ class Stack:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(argv, env=self.env, cwd=ROOT, stdout=log, stderr=log)
 
+    def is_ready(self) -> bool:
+        """Whether the gateway and all that it stands on answer."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=WITHIN_S) as answer:
+                return answer.status == 200
+        except urllib.error.HTTPError as error:
+            error.close()
+            return False
+
     def _nats_listens(self) -> bool:
         with socket.socket() as probe:
             probe.settimeout(1)
@@ -119,6 +130,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         for service in ("planner", "executor", "registry"):
             made.start(service)
         made.start_gateway()
+        _until(made.is_ready)  # the registry may be slower than the first test
         yield made
     finally:
         for name in reversed(list(made.processes)):
