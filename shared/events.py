@@ -7,29 +7,17 @@ has no `outputs`, cannot be read, and counts as nothing.
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
-from shared.plan import PLAN_STEPS_MAX, Goal, Plan, hash_of
+from shared.plan import GATE, PLAN_STEPS_MAX, Count, Goal, Plan, hash_of, wait_problem
+from shared.plan import Artifact as Artifact
 from shared.status import RunStatus, StepStatus
 from shared.subjects import RUN_DIGITS_MAX, is_principal, is_step_id
 
 OUTPUTS_BYTES_MAX = 65_536  # what a step hands to later steps; anything big is an artifact
 ATTEMPT_MAX = 1_000
-
-
-# Whole numbers that every store and language can hold exactly.
-Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
-
-
-class Artifact(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes in the object store `artifacts`, under `run_<run>/<name>`; `sha256` in hex."""
-
-    name: str
-    sha256: str
-    size_bytes: Count
-    media_type: str = "application/octet-stream"
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +48,12 @@ class RunStarted(msgspec.Struct, frozen=True, kw_only=True):
 
     directive: str
     plan_hash: str
+
+
+class RunCancelRequested(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody wants the run to end. Queued and waiting runs end at once, running steps are told first."""
+
+    reason: str = ""
 
 
 class StepDispatched(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,10 +88,89 @@ class StepFailed(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: str | None = None
 
 
-class StepSkipped(msgspec.Struct, frozen=True, kw_only=True):
-    """The step will not run, and why."""
+class StepCancelRequested(msgspec.Struct, frozen=True, kw_only=True):
+    """The worker that has this attempt is to end it, and to say `step.cancelled` when nothing of it is left."""
 
     reason: str
+
+
+class StepCancelled(msgspec.Struct, frozen=True, kw_only=True):
+    """The attempt was ended on request: its processes are gone."""
+
+    reason: str
+    host: str | None = None
+    started_at: str | None = None
+    ended_at: str | None = None
+
+
+class StepSkipped(msgspec.Struct, frozen=True, kw_only=True):
+    """The step will not run, and why: for a person, and as `cause` for programs.
+
+    `cause`: when, need, stopped, steps or tokens (a budget that is used up), rollback, unneeded.
+    """
+
+    reason: str
+    cause: str = ""
+
+
+class ApprovalRequested(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody has to say yes: to what exactly, who may, how many have to, and until when.
+
+    `step` is `run` where the whole run waits. An answer carries `run`, `step` and `plan_hash` of its question.
+    """
+
+    run: int
+    step: str
+    what: str
+    plan_hash: str
+    expires_at: str
+    approvers: list[str] = []
+    approvals_needed: int = 1
+    requester: str = ""
+    requester_may_approve: bool = False
+    goal: str | None = None
+    tasks: list[str] = []
+    hosts: list[str] | None = None
+    inputs: dict[str, Any] = {}
+
+
+class _Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer, bound to its question by run, step and plan hash. `answer` says which; Remit's own clients say it.
+
+    The question itself, or an answer of the other kind, that was stored here by way of a reply subject, is none.
+    """
+
+    run: int
+    step: str
+    plan_hash: str
+    reason: str = ""
+    answer: str | None = None
+    what: str | None = None
+    expires_at: str | None = None
+
+    def _is(self, answer: str) -> None:
+        if self.what is not None or self.expires_at is not None or self.answer not in (None, answer):
+            raise ValueError(f"this is no answer of the kind {answer}")
+
+
+class ApprovalGranted(_Answer, frozen=True, kw_only=True):
+    """A yes."""
+
+    def __post_init__(self) -> None:
+        self._is("granted")
+
+
+class ApprovalRejected(_Answer, frozen=True, kw_only=True):
+    """A no; it ends the run."""
+
+    def __post_init__(self) -> None:
+        self._is("rejected")
+
+
+class ApprovalExpired(msgspec.Struct, frozen=True, kw_only=True):
+    """Nobody has answered in time."""
+
+    expired_at: str
 
 
 class LlmCalled(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,6 +200,10 @@ class RunCompleted(msgspec.Struct, frozen=True, kw_only=True):
     steps: dict[str, StepStatus]
     tokens: Tokens = Tokens()
     duration_s: float = 0.0
+    # Where a budget has ended it: `steps`, `tokens` or `time_s`, what was used, and what was allowed.
+    budget: str | None = None
+    used: float | None = None
+    allowed: float | None = None
 
 
 class PlanCreated(Plan, frozen=True, kw_only=True):
@@ -141,7 +218,13 @@ class PlanCreated(Plan, frozen=True, kw_only=True):
                 raise ValueError(f"step {step.id} is there twice")
             if not known.issuperset(step.needs):
                 raise ValueError(f"step {step.id} needs a step that does not stand before it")
+            if (step.task is None) == (step.kind == "task") or step.id == GATE:
+                raise ValueError(f"step {step.id} is no step of kind {step.kind}")
+            if step.kind == "wait" and (why := wait_problem(step.inputs)):
+                raise ValueError(f"step {step.id}: {why}")
             known.add(step.id)
+        if not known.issuperset(self.compensations) or not known.issuperset(self.reused):
+            raise ValueError("the plan names a step that it does not have")
 
 
 class Unreadable(msgspec.Struct, frozen=True):
@@ -156,9 +239,16 @@ Body = (
     | PlanCreated
     | RunQueued
     | RunStarted
+    | RunCancelRequested
+    | ApprovalRequested
+    | ApprovalGranted
+    | ApprovalRejected
+    | ApprovalExpired
     | StepDispatched
     | StepCompleted
     | StepFailed
+    | StepCancelRequested
+    | StepCancelled
     | StepSkipped
     | LlmCalled
     | TimerFired
@@ -172,9 +262,16 @@ KINDS: dict[str, tuple[type, int, int]] = {
     "plan.created": (PlanCreated, 0, 0),
     "run.queued": (RunQueued, 0, 0),
     "run.started": (RunStarted, 0, 0),
-    "step.dispatched": (StepDispatched, 3, 3),
+    "run.cancel_requested": (RunCancelRequested, 0, 1),
+    "approval.requested": (ApprovalRequested, 1, 1),
+    "approval.granted": (ApprovalGranted, 1, 2),
+    "approval.rejected": (ApprovalRejected, 1, 2),
+    "approval.expired": (ApprovalExpired, 1, 1),
+    "step.dispatched": (StepDispatched, 3, 4),
     "step.completed": (StepCompleted, 2, 2),
     "step.failed": (StepFailed, 2, 2),
+    "step.cancel_requested": (StepCancelRequested, 2, 2),
+    "step.cancelled": (StepCancelled, 2, 2),
     "step.skipped": (StepSkipped, 1, 1),
     "llm.called": (LlmCalled, 2, 2),
     "timer.fired": (TimerFired, 1, 3),
@@ -205,7 +302,30 @@ def _plan(data: bytes) -> PlanCreated:
 
 
 _DECODERS["plan.created"] = (_plan, 0, 0)
-_STEP_KINDS = frozenset(("step.dispatched", "step.completed", "step.failed", "step.skipped", "llm.called"))
+_CANCEL_WORDS = frozenset(("reason", "run", "by", "requested_by"))
+
+
+def _cancel_request(data: bytes) -> RunCancelRequested:
+    """Nothing, `{}`, or an object with one of the words: whoever cancels by hand need not give a reason.
+
+    Anything else (a server's ack, another event) was not meant so.
+    """
+    said = msgspec.json.decode(data) if data.strip() else {}
+    if not isinstance(said, dict) or (said and not _CANCEL_WORDS & said.keys()):
+        raise ValueError("this is no request to cancel: it has no `reason`")
+    return msgspec.convert(said, RunCancelRequested)
+
+
+_DECODERS["run.cancel_requested"] = (_cancel_request, 0, 1)
+# Behind the run: a step and its attempt; a step and something else (a call, a principal); a principal alone.
+_ATTEMPT_KINDS = frozenset(
+    ("step.dispatched", "step.completed", "step.failed", "step.cancel_requested", "step.cancelled")
+)
+_STEP_KINDS = frozenset(
+    ("step.skipped", "llm.called", "approval.requested", "approval.granted", "approval.rejected", "approval.expired")
+)
+_WITH_STEP = _ATTEMPT_KINDS | _STEP_KINDS
+_BY_PRINCIPAL = frozenset(("run.cancel_requested", "approval.granted", "approval.rejected"))
 
 
 class Event(msgspec.Struct):
@@ -249,19 +369,22 @@ def read(subject: str, seq: int, at_ns: int, data: bytes) -> Event:
     if not least <= rest <= most or run >= seq:
         event.body = Unreadable("the subject has the wrong tokens for its kind")
         return event
-    if kind in _STEP_KINDS:
+    if kind in _ATTEMPT_KINDS:
+        event.step, event.attempt = parts[3], _number(parts[4], 4)
+        if rest > 2:
+            event.tail = ".".join(parts[5:])
+    elif kind in _STEP_KINDS:
         event.step = parts[3]
-        if kind != "step.skipped" and kind != "llm.called":
-            event.attempt = _number(parts[4], 4)
-            if rest == 3:
-                event.tail = parts[5]
-        elif kind == "llm.called":
+        if rest > 1:
             event.tail = parts[4]
-        if not is_step_id(event.step):
-            event.body = Unreadable("the subject's step is none")
-            return event
     elif rest:
         event.tail = ".".join(parts[3:])
+    if kind in _WITH_STEP and not is_step_id(event.step):
+        event.body = Unreadable("the subject's step is none")
+        return event
+    if event.tail and kind in _BY_PRINCIPAL and not is_principal(event.tail):
+        event.body = Unreadable("no principal can be read from the subject")
+        return event
     try:
         data.decode()  # msgspec passes over broken text in fields that it skips, and not every store would
         event.body = decode(data)

@@ -3,105 +3,51 @@
 Theory of operation. `LEGAL` says in which states of a run an event may be applied; a function of the same name as
 the event says what it changes. An event that is not legal, names another attempt, or cannot be read changes
 nothing: `evolve` then returns the very object that it was given, and `refusal` says why. State is immutable, so a
-fold can be compared with itself at any prefix of the stream.
+fold can be compared with itself at any prefix of the stream. The words stand in `run_state`; what happens to steps in
+`run_steps`, what answers mean in `run_approvals`.
 
 The executor decides from this, the registry writes its rows from it, CLI and gateway show it.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 
-from shared.clock import NS_PER_S
-from shared.events import (
-    Artifact,
-    Event,
-    GoalRejected,
-    LlmCalled,
-    PlanCreated,
-    RunCompleted,
-    StepCompleted,
-    StepFailed,
-    StepSkipped,
-    Tokens,
-    Unreadable,
-)
-from shared.plan import Step
-from shared.status import RUN_ENDS, STEP_ENDS, RunStatus, StepStatus
-
-
-class StepState(msgspec.Struct, frozen=True):
-    """Where one step stands. Stamps are nanoseconds of the stream; `attempt` counts those dispatched."""
-
-    status: StepStatus = "pending"
-    attempt: int = 0
-    dispatched_ns: int = 0
-    ended_ns: int = 0
-    error: str = ""
-    message: str = ""
-    host: str | None = None
-    outputs: dict[str, Any] = {}
-    artifacts: list[Artifact] = []
-    grant: int = 0  # tokens that the running attempt may spend
-    spent: int = 0  # of its grant, as reported, or all of it when a call's usage was not
-    taken: int = 0  # an attempt whose dispatch cannot be said any more, because a stranger has
-
-
-class Run(msgspec.Struct, frozen=True):
-    """One run as its events say. `at_ns` is the stamp of the last event that was applied."""
-
-    id: int
-    submitted_ns: int
-    at_ns: int
-    principal: str = ""
-    status: RunStatus = "pending"
-    reason: str = ""
-    plan: PlanCreated | None = None
-    steps: dict[str, StepState] = {}
-    started_ns: int = 0
-    ended_ns: int = 0
-    tokens: Tokens = Tokens()
-    charged: int = 0  # tokens that count against the budget: what was reported, and grants that nobody accounted for
-    # Flags that a decision follows from.
-    timed_out: bool = False
-    broken: str = ""
-
-    @property
-    def ended(self) -> bool:
-        return self.status in RUN_ENDS
-
-    @property
-    def deadline_ns(self) -> int:
-        """When the time budget is over; 0 before the run has started."""
-        if self.plan is None or not self.started_ns:
-            return 0
-        return self.started_ns + self.plan.budgets.time_budget_s * NS_PER_S
-
-    def step_plan(self, step: str) -> Step:
-        assert self.plan is not None
-        return next(one for one in self.plan.steps if one.id == step)
-
+from shared import run_approvals, run_steps
+from shared.events import Event, GoalRejected, PlanCreated, RunCompleted, Unreadable
+from shared.plan import GATE
+from shared.run_state import Approval as Approval
+from shared.run_state import Run as Run
+from shared.run_state import StepState as StepState
+from shared.run_state import Stop as Stop
+from shared.status import RUN_ENDS, STEP_ENDS
 
 EARLY_MAX = 10_000
 
 _PENDING = frozenset({"pending"})
 _WAITING = frozenset({"pending", "queued"})
 _RUNNING = frozenset({"running"})
-_OPEN = frozenset({"pending", "queued", "running"})
+_ASKING = frozenset({"awaiting_approval", "running"})
+_OPEN = frozenset({"pending", "queued", "awaiting_approval", "running"})
 
 LEGAL: dict[str, frozenset[str]] = {
     "goal.rejected": _PENDING,
     "plan.created": _PENDING,
     "run.queued": _PENDING,
     "run.started": _WAITING,
+    "run.cancel_requested": _OPEN,
+    "approval.requested": _OPEN,
+    "approval.granted": _ASKING,
+    "approval.rejected": _ASKING,
+    "approval.expired": _ASKING,
     "step.dispatched": _OPEN,
     "step.completed": _RUNNING,
     "step.failed": _RUNNING,
+    "step.cancel_requested": _RUNNING,
+    "step.cancelled": _RUNNING,
     "step.skipped": _RUNNING,
     "llm.called": _RUNNING,
-    "timer.fired": _RUNNING,
+    "timer.fired": _ASKING,
     "run.completed": _OPEN,
 }
 
@@ -158,6 +104,10 @@ def refusal(run: Run, event: Event) -> str:
         return f"a run that is {run.status} takes no {event.kind}"
     if isinstance(event.body, Unreadable):
         return event.body.reason
+    if event.kind in ("approval.granted", "approval.rejected"):
+        return run_approvals.refusal(run, event)
+    if event.kind.startswith("approval."):
+        return "nothing was to be asked here, or it was asked before"
     if event.step and event.step not in run.steps:
         return f"the plan has no step {event.step}"
     if event.step:
@@ -184,11 +134,21 @@ def _planned(run: Run, event: Event) -> Run:
         # The planner can never say its plan here: the run has to end, and `decide` ends it.
         return replace(run, broken="plan.created holds another message", at_ns=event.at_ns)
     plan: PlanCreated = event.body
-    return replace(run, plan=plan, steps={step.id: _NEW_STEP for step in plan.steps}, at_ns=event.at_ns)
+    steps = {step.id: _NEW_STEP for step in plan.steps}
+    for name, left in plan.reused.items():
+        steps[name] = StepState(
+            status="succeeded",
+            ended_ns=event.at_ns,
+            host=left.host,
+            outputs=left.outputs,
+            artifacts=left.artifacts,
+            reused_from=plan.retry_of or 0,
+        )
+    return replace(run, plan=plan, steps=steps, at_ns=event.at_ns)
 
 
 def _queued(run: Run, event: Event) -> Run:
-    if run.plan is None or isinstance(event.body, Unreadable):
+    if run.plan is None or isinstance(event.body, Unreadable) or (run.plan.is_gated and not run.is_approved(GATE)):
         return run
     return replace(run, status="queued", at_ns=event.at_ns)
 
@@ -200,132 +160,21 @@ def _started(run: Run, event: Event) -> Run:
         return replace(run, broken="run.started was said before the plan", at_ns=event.at_ns)
     if isinstance(event.body, Unreadable):
         return replace(run, broken="run.started holds another message", at_ns=event.at_ns)
+    if run.plan.is_gated and not run.is_approved(GATE):
+        return replace(run, broken="run.started was said before the run was approved", at_ns=event.at_ns)
     return replace(run, status="running", at_ns=event.at_ns, started_ns=event.at_ns)
 
 
-def _dispatched(run: Run, event: Event) -> Run:
-    state = run.steps.get(event.step)
-    if state is None or run.timed_out or event.attempt != state.attempt + 1:
+def _cancel_requested(run: Run, event: Event) -> Run:
+    if run.stop is not None or isinstance(event.body, Unreadable):
         return run
-    step = run.step_plan(event.step)
-    if event.tail != step.task:
-        return run  # the executor's own subject names the plan's task and is still free
-    if state.status == "running" and not state.taken:
-        state = replace(state, taken=event.attempt)
-        return replace(run, steps={**run.steps, event.step: state}, at_ns=event.at_ns)
-    if state.status != "pending":
-        return run
-    # What holds the attempt's subject and is no dispatch in its time: the attempt is lost, the next has its own.
-    if isinstance(event.body, Unreadable):
-        return _attempt_lost(run, event, state, "unreadable_dispatch", event.body.reason, retryable=True)
-    if run.status != "running" or any(run.steps[need].status not in STEP_ENDS for need in step.needs):
-        return _attempt_lost(run, event, state, "early_dispatch", "dispatched before its time", retryable=True)
-    state = StepState(
-        status="running", attempt=event.attempt, dispatched_ns=event.at_ns, grant=max(0, event.body.token_grant)
-    )
-    return replace(run, steps={**run.steps, event.step: state}, at_ns=event.at_ns)
+    who = event.tail or run_approvals.ANONYMOUS
+    why = f": {event.body.reason}" if event.body.reason else ""
+    return replace(run, stop=Stop("cancelled", f"cancelled by {who}{why}"), at_ns=event.at_ns)
 
 
-def _completed(run: Run, event: Event) -> Run:
-    state = run.steps.get(event.step)
-    if state is None or state.status != "running" or event.attempt != state.attempt:
-        return run
-    if isinstance(event.body, Unreadable):
-        return _attempt_lost(run, event, state, "unreadable_result", event.body.reason, retryable=True)
-    body: StepCompleted = event.body
-    state = StepState(
-        status="succeeded",
-        attempt=state.attempt,
-        dispatched_ns=state.dispatched_ns,
-        ended_ns=event.at_ns,
-        host=body.host,
-        outputs=body.outputs,
-        artifacts=body.artifacts,
-    )
-    return replace(run, steps={**run.steps, event.step: state}, at_ns=event.at_ns)
-
-
-def _failed(run: Run, event: Event) -> Run:
-    state = run.steps.get(event.step)
-    if state is None or state.status != "running" or event.attempt != state.attempt:
-        return run
-    if isinstance(event.body, Unreadable):
-        return _attempt_lost(run, event, state, "unreadable_result", event.body.reason, retryable=True)
-    body: StepFailed = event.body
-    return _attempt_lost(run, event, state, body.error, body.message, retryable=body.retryable, host=body.host)
-
-
-def _attempt_lost(
-    run: Run, event: Event, state: StepState, error: str, message: str, *, retryable: bool, host: str | None = None
-) -> Run:
-    attempt = max(event.attempt, state.taken)
-    again = retryable and not run.timed_out and attempt < run.step_plan(event.step).max_attempts
-    state = StepState(
-        status="pending" if again else "failed",
-        attempt=attempt,
-        dispatched_ns=state.dispatched_ns,
-        ended_ns=0 if again else event.at_ns,
-        error=error,
-        message=message,
-        host=host,
-    )
-    return replace(run, steps={**run.steps, event.step: state}, at_ns=event.at_ns)
-
-
-def _skipped(run: Run, event: Event) -> Run:
-    state = run.steps.get(event.step)
-    if state is None or state.status != "pending":
-        return run
-    # Unreadable: it can never be said here that the step is skipped, so the message has to stand for it.
-    body = event.body
-    reason = body.reason if isinstance(body, StepSkipped) else "step.skipped holds another message"
-    state = replace(state, status="skipped", ended_ns=event.at_ns, message=reason)
-    return replace(run, steps={**run.steps, event.step: state}, at_ns=event.at_ns)
-
-
-def _called(run: Run, event: Event) -> Run:
-    """A call counts while its step runs. Unknown usage is charged as the whole grant, never as zero."""
-    state = run.steps.get(event.step)
-    if state is None or state.status != "running" or isinstance(event.body, Unreadable):
-        return run
-    body: LlmCalled = event.body
-    unknown = body.input_tokens is None or body.output_tokens is None
-    used = (body.input_tokens or 0) + (body.output_tokens or 0)
-    charge = max(used, state.grant - state.spent) if unknown else used
-    tokens = Tokens(
-        input=run.tokens.input + (body.input_tokens or 0),
-        output=run.tokens.output + (body.output_tokens or 0),
-        unknown_calls=run.tokens.unknown_calls + unknown,
-    )
-    steps = {**run.steps, event.step: replace(state, spent=state.spent + charge)}
-    return replace(run, tokens=tokens, steps=steps, charged=run.charged + charge, at_ns=event.at_ns)
-
-
-def _fired(run: Run, event: Event) -> Run:
-    """A timer ends what it was set for: nobody has to answer any more. It counts when its time has come, not before."""
-    if isinstance(event.body, Unreadable):
-        return run
-    if event.tail == "deadline":
-        if run.timed_out or event.at_ns < run.deadline_ns:
-            return run
-        run = replace(run, timed_out=True, at_ns=event.at_ns)
-        for name, state in run.steps.items():
-            if state.status == "running":
-                run = _overtaken(run, event, name, state, "the run's time budget is over")
-        return run
-    for name, state in run.steps.items():
-        if state.status == "running" and event.tail == f"step.{name}.{state.attempt}":
-            timeout_s = run.step_plan(name).timeout_s
-            if event.at_ns >= state.dispatched_ns + timeout_s * NS_PER_S:
-                return _overtaken(run, event, name, state, f"no answer within {timeout_s} s")
-    return run
-
-
-def _overtaken(run: Run, event: Event, step: str, state: StepState, message: str) -> Run:
-    lost = Event(event.seq, event.at_ns, event.kind, event.run, None, step=step, attempt=state.attempt)
-    # Nobody can say what it has spent of its grant.
-    run = replace(run, charged=run.charged + max(0, state.grant - state.spent))
-    return _attempt_lost(run, lost, state, "timeout", message, retryable=True)
+def _expired(run: Run, event: Event) -> Run:
+    return run_approvals.expired(run, event, event.step)
 
 
 def _run_completed(run: Run, event: Event) -> Run:
@@ -348,11 +197,18 @@ _APPLY: dict[str, Callable[[Run, Event], Run]] = {
     "plan.created": _planned,
     "run.queued": _queued,
     "run.started": _started,
-    "step.dispatched": _dispatched,
-    "step.completed": _completed,
-    "step.failed": _failed,
-    "step.skipped": _skipped,
-    "llm.called": _called,
-    "timer.fired": _fired,
+    "run.cancel_requested": _cancel_requested,
+    "approval.requested": run_approvals.requested,
+    "approval.granted": run_approvals.answered,
+    "approval.rejected": run_approvals.answered,
+    "approval.expired": _expired,
+    "step.dispatched": run_steps.dispatched,
+    "step.completed": run_steps.completed,
+    "step.failed": run_steps.failed,
+    "step.cancel_requested": run_steps.cancel_requested,
+    "step.cancelled": run_steps.cancelled,
+    "step.skipped": run_steps.skipped,
+    "llm.called": run_steps.called,
+    "timer.fired": run_steps.fired,
     "run.completed": _run_completed,
 }

@@ -17,6 +17,8 @@ RunStatus = Literal[
 ]
 StepStatus = Literal["pending", "awaiting_approval", "running", "succeeded", "failed", "skipped", "cancelled"]
 
+ApprovalStatus = Literal["pending", "approved", "rejected", "expired"]
+
 RUN_ENDS: frozenset[RunStatus] = frozenset(
     ("succeeded", "failed", "cancelled", "rejected", "timed_out", "budget_exhausted", "rolled_back")
 )

@@ -87,13 +87,44 @@ def run_cancel_requested(run: int, principal: str = "") -> str:
     return f"run.cancel_requested.{run}.{principal}" if principal else f"run.cancel_requested.{run}"
 
 
-# step.dispatched.<run>.<step>.<attempt>.<task>
-def step_dispatched(run: int, step: str, attempt: int, task: str) -> str:
-    return f"step.dispatched.{run}.{step}.{attempt}.{task}"
+# approval.requested.<run>.<step>   approval.expired.<run>.<step>       <step> is `run` for the whole run
+def approval_requested(run: int, step: str) -> str:
+    return f"approval.requested.{run}.{step}"
 
 
-def step_dispatched_to(task: str) -> str:
-    return f"step.dispatched.*.*.*.{task}"
+def approval_expired(run: int, step: str) -> str:
+    return f"approval.expired.{run}.{step}"
+
+
+# approval.granted.<run>.<step>   approval.granted.<run>.<step>.<principal>   approval.rejected.…
+def approval_granted(run: int, step: str, principal: str = "") -> str:
+    return f"approval.granted.{run}.{step}.{principal}" if principal else f"approval.granted.{run}.{step}"
+
+
+def approval_rejected(run: int, step: str, principal: str = "") -> str:
+    return f"approval.rejected.{run}.{step}.{principal}" if principal else f"approval.rejected.{run}.{step}"
+
+
+# step.dispatched.<run>.<step>.<attempt>.<task>   step.dispatched.<run>.<step>.<attempt>.<task>.<host>
+def step_dispatched(run: int, step: str, attempt: int, task: str, host: str | None = None) -> str:
+    subject = f"step.dispatched.{run}.{step}.{attempt}.{task}"
+    return f"{subject}.{host}" if host else subject
+
+
+def step_dispatched_to(task: str, host: str | None = None) -> str:
+    return f"step.dispatched.*.*.*.{task}.{host}" if host else f"step.dispatched.*.*.*.{task}"
+
+
+# step.cancel_requested.<run>.<step>.<attempt>   step.cancelled.<run>.<step>.<attempt>
+def step_cancel_requested(run: int, step: str, attempt: int) -> str:
+    return f"step.cancel_requested.{run}.{step}.{attempt}"
+
+
+STEP_CANCEL_REQUESTS = "step.cancel_requested.>"
+
+
+def step_cancelled(run: int, step: str, attempt: int) -> str:
+    return f"step.cancelled.{run}.{step}.{attempt}"
 
 
 # step.completed.<run>.<step>.<attempt>   step.failed.<run>.<step>.<attempt>
@@ -121,12 +152,25 @@ def progress(run: int, step: str) -> str:
 
 
 # timer.at.<run>.<what…>  in TIMERS, aimed at  timer.fired.<run>.<what…>
+TIMER_AT = "timer.at."
+
+
 def timer_at(run: int, what: str) -> str:
-    return f"timer.at.{run}.{what}"
+    return f"{TIMER_AT}{run}.{what}"
 
 
 def timer_fired(run: int, what: str) -> str:
     return f"timer.fired.{run}.{what}"
+
+
+def run_of_timer(at: str) -> int:
+    """The run that the timer on this subject is for."""
+    return int(at.split(".")[2])
+
+
+def timer_target(at: str) -> str:
+    """Where the timer that lies on this subject fires."""
+    return f"timer.fired.{at.removeprefix(TIMER_AT)}"
 
 
 def of_run(run: int) -> tuple[str, str]:
@@ -134,9 +178,9 @@ def of_run(run: int) -> tuple[str, str]:
     return f"*.*.{run}", f"*.*.{run}.>"
 
 
-def worker_consumer(task: str) -> str:
-    """The durable consumer that delivers a task's dispatched steps to whoever pulls."""
-    return f"worker-{task}"
+def worker_consumer(task: str, host: str | None = None) -> str:
+    """The durable consumer that delivers a task's dispatched steps to whoever pulls; with `host`, that host's own."""
+    return f"worker-{task}@{host}" if host else f"worker-{task}"  # no task's name has an @
 
 
 # gpu.<host>.report   logs.<host>.sources|read|services   registry.<question>
@@ -155,6 +199,10 @@ def registry(question: str) -> str:
 # Keys of the KV bucket `config`.
 def directive_key(name: str) -> str:
     return f"directive.{name}"
+
+
+def playbook_key(name: str) -> str:
+    return f"playbook.{name}"
 
 
 def task_key(name: str) -> str:

@@ -68,7 +68,11 @@ def directive(name: str = "default", **changes: Any) -> Directive:
 
 
 def step(step_id: str = "a", **changes: Any) -> Step:
-    return Step(id=step_id, **{"task": "noop", "why": "named in the goal's tasks", "timeout_s": 60, **changes})
+    """A step of task `noop`, or of another kind when one is given."""
+    fields: dict[str, Any] = {"why": "named in the goal's tasks", "timeout_s": 60}
+    if "kind" not in changes:
+        fields["task"] = "noop"
+    return Step(id=step_id, **{**fields, **changes})
 
 
 def plan(*steps: Step, **changes: Any) -> PlanCreated:

@@ -1,117 +1,328 @@
 """What follows: `decide(run)` is pure and says which facts a run's state calls for. No clock, no chance, no I/O.
 
 It may be asked again and again: it names facts by their subjects, and whoever says them says each once. Two executors
-that both decide therefore do no harm; the create-only stream keeps the first.
+that both decide therefore do no harm; the create-only stream keeps the first, and the fold lets no dispatch count that a
+budget does not cover (shared/run_steps.py).
+
+A fact whose subject begins with `timer.at.` is a message of TIMERS; all others are events.
 """
 
+from collections.abc import Collection
 from typing import Any
 
+from services.executor.ends import end, end_of_all, end_stopped, skipped_states
+from services.executor.performing import Fact, context, perform
+from shared import conditions
 from shared.clock import NS_PER_S, rfc3339
-from shared.events import RunCompleted, StepDispatched, StepSkipped
-from shared.plan import Step
-from shared.run import Run, StepState
-from shared.status import STEP_ENDS, RunStatus, StepStatus
-from shared.subjects import run_completed, step_dispatched, step_skipped
+from shared.events import (
+    ApprovalExpired,
+    ApprovalRequested,
+    StepCancelled,
+    StepCancelRequested,
+    StepDispatched,
+    StepSkipped,
+    TimerFired,
+)
+from shared.plan import GATE, Step
+from shared.run_approvals import is_asked
+from shared.run_state import Run, StepState
+from shared.run_steps import CANCEL_PATIENCE_S, WAITING
+from shared.status import STEP_ENDS
+from shared.subjects import (
+    approval_expired,
+    approval_requested,
+    step_cancel_requested,
+    step_cancelled,
+    step_dispatched,
+    step_skipped,
+    timer_at,
+)
 
-Fact = tuple[str, Any]  # subject and body
-
-# After these the state of a running run can call for something new.
+# After these the state of an active run can call for something new.
 CONSEQUENTIAL = frozenset(
-    ("run.started", "step.dispatched", "step.completed", "step.failed", "step.skipped", "timer.fired")
+    (
+        "plan.created",
+        "run.started",
+        "run.cancel_requested",
+        "approval.requested",
+        "approval.granted",
+        "approval.rejected",
+        "approval.expired",
+        "step.dispatched",
+        "step.completed",
+        "step.failed",
+        "step.cancel_requested",
+        "step.cancelled",
+        "step.skipped",
+        "llm.called",
+        "timer.fired",
+    )
 )
 
 
-def decide(run: Run) -> list[Fact]:
-    """The facts that this run calls for, in the order in which they are to be said."""
-    if run.broken and not run.ended:
-        return [_end(run, "failed", run.broken, dict.fromkeys(run.steps, "skipped"))]
-    if run.status != "running" or run.plan is None:
+def decide(run: Run, said: Collection[str] = ()) -> list[Fact]:
+    """The facts that this run calls for, in the order in which they are to be said.
+
+    `said` are the subjects that were said and may not have been read back yet: a dispatch among them counts as one.
+    """
+    if run.ended:
+        return []
+    if run.broken:
+        return [end(run, "failed", run.broken, skipped_states(run))]
+    if run.status != "running":
+        return _before_it_runs(run)
+    if run.plan is None:
         return []
     if all(state.status in STEP_ENDS for state in run.steps.values()):
         # Only what the stream holds counts: a step that is still to be skipped may have been dispatched meanwhile.
-        return [_finish(run)]
-    stopped = _why_stopped(run)
+        return [end_of_all(run)]
+    if run.stop is not None:
+        return _stopping(run)
+    return _going_on(run, said)
+
+
+def _before_it_runs(run: Run) -> list[Fact]:
+    if run.stop is not None:
+        return [*_expired(run), end_stopped(run)]
+    if run.plan is not None and run.plan.is_gated and not run.is_approved(GATE):
+        return _ask(run, GATE)
+    return []
+
+
+def _going_on(run: Run, said: Collection[str]) -> list[Fact]:
+    assert run.plan is not None
+    plan, steps = run.plan, run.steps
     facts: list[Fact] = []
-    for step in run.plan.steps:
-        state = run.steps[step.id]
-        if state.status != "pending":
-            continue
-        if why := stopped or _why_skipped(run, step):
-            facts.append((step_skipped(run.id, step.id), StepSkipped(reason=why)))
-        elif all(run.steps[need].status in ("succeeded", "failed") for need in step.needs):
-            facts.append(_dispatch(run, step, state))
+    stopped, rolling = _why_stopped(run)
+    flow = _Flow(run, said)
+    normal_left = False
+    for step in plan.steps:
+        state = steps[step.id]
+        if state.status == "running":
+            normal_left = normal_left or step.id not in plan.compensations
+            if step.task is None:
+                facts += perform(run, step, state)
+        elif state.status in WAITING and step.id not in plan.compensations:
+            normal_left = True
+            if skip := stopped or _why_skipped(run, step):
+                facts.append((step_skipped(run.id, step.id), skip))
+            elif all(steps[need].status in ("succeeded", "failed") for need in step.needs):
+                facts += flow.start(step, state)
+    if plan.compensations and not normal_left:
+        facts += _undo(flow) if rolling else _undo_nothing(run, "nothing failed")
     return facts
 
 
-def _why_stopped(run: Run) -> str:
-    """Why no further step may start; "" while steps may."""
-    if run.timed_out:
-        return "the run's time budget is over"
+def _why_stopped(run: Run) -> tuple[StepSkipped | None, bool]:
+    """Why no further step may start (None while steps may), and whether what was done is to be undone."""
     assert run.plan is not None
     for step in run.plan.steps:
-        if run.steps[step.id].status == "failed" and step.on_failure == "stop":
-            return f"step {step.id} failed"
-    return ""
+        state = run.steps[step.id]
+        if state.status == "failed" and step.on_failure != "continue" and step.id not in run.plan.compensations:
+            rolling = step.on_failure == "rollback"
+            what = f"step {step.id} failed{', and the run is rolled back' if rolling else ''}"
+            return StepSkipped(reason=what, cause="rollback" if rolling else "stopped"), rolling
+        if state.cause in ("steps", "tokens", "condition"):
+            return StepSkipped(reason=f"the run ends: {state.message}", cause="stopped"), False
+    return None, False
 
 
-def _why_skipped(run: Run, step: Step) -> str:
+def _why_skipped(run: Run, step: Step) -> StepSkipped | None:
     """A step that needs a skipped one cannot run. (A failed need that was let pass counts as done.)"""
     for need in step.needs:
         if run.steps[need].status == "skipped":
-            return f"it needs {need}, which was skipped"
-    return ""
+            return StepSkipped(reason=f"it needs {need}, which was skipped", cause="need")
+    return None
 
 
-def _dispatch(run: Run, step: Step, state: StepState) -> Fact:
-    assert run.plan is not None
-    body = StepDispatched(
-        inputs=step.inputs,
-        deadline=rfc3339(run.deadline_ns),
-        timeout_s=step.timeout_s,
-        token_grant=token_grant(run, step),
-        plan_hash=run.plan.plan_hash,
-        goal=run.plan.goal,
-    )
-    return step_dispatched(run.id, step.id, state.attempt + 1, step.task), body
+class _Flow:
+    """Starting steps, one after the other, within what is left of the budgets."""
+
+    def __init__(self, run: Run, said: Collection[str]) -> None:
+        assert run.plan is not None
+        self.run, self.said, self.plan = run, said, run.plan
+        self.parallel = self.used = 0
+        self.grants_under_way = False
+        if self.plan.is_plain:
+            return
+        self.parallel, self.used = run.parallel, run.steps_used
+        for step in self.plan.steps:
+            state = run.steps[step.id]
+            if state.status in WAITING and self._subject(step, state) in said:
+                self._count(step, state)
+                self.grants_under_way |= step.uses_tokens
+
+    def _subject(self, step: Step, state: StepState) -> str:
+        attempt = max(state.attempt, state.taken) + 1
+        return step_dispatched(self.run.id, step.id, attempt, step.performs, step.host)
+
+    def _count(self, step: Step, state: StepState) -> None:
+        self.parallel += step.task is not None
+        self.used += not state.attempt and step.id not in self.plan.compensations
+
+    def start(self, step: Step, state: StepState) -> list[Fact]:
+        """What has to be said so that this step, whose needs are done, runs; nothing while it has to wait."""
+        run = self.run
+        subject = self._subject(step, state)
+        if subject in self.said:
+            return []
+        if step.when and not state.attempt and (skip := self._unless(step)):
+            return [(step_skipped(run.id, step.id), skip)]
+        if is_asked(run, step.id) and not run.is_approved(step.id):
+            return _ask(run, step.id)
+        if state.not_before_ns:
+            return [_timer(run, f"backoff.{step.id}.{state.attempt}", state.not_before_ns)]
+        grant = 0
+        if not self.plan.is_plain:
+            if step.task and self.parallel >= self.plan.directive.max_parallel_steps:
+                return []
+            most = self.plan.budgets.max_steps
+            if not state.attempt and self.used >= most and step.id not in self.plan.compensations:
+                why = f"{most} of {most} steps are used"
+                return [(step_skipped(run.id, step.id), StepSkipped(reason=why, cause="steps"))]
+            if step.uses_tokens and self.plan.budgets.token_budget:
+                if self.grants_under_way:
+                    return []  # what is left is known when they are read back
+                grant = token_grant(run, step)
+                if not grant:
+                    return self._no_tokens(step)
+            self._count(step, state)
+        body = StepDispatched(
+            inputs=step.inputs,
+            deadline=rfc3339(run.deadline_ns),
+            timeout_s=step.timeout_s,
+            token_grant=grant,
+            plan_hash=self.plan.plan_hash,
+            goal=self.plan.goal,
+        )
+        return [(subject, body)]
+
+    def _unless(self, step: Step) -> StepSkipped | None:
+        """Why the step's condition keeps it from running; None when it lets it."""
+        text = step.when or ""
+        try:
+            value = conditions.evaluate(text, context(self.run, text))
+        except conditions.ConditionError as error:
+            why = f"its condition {text} cannot be answered: {error.message}"
+            return StepSkipped(reason=why, cause="condition")
+        return None if value is True else StepSkipped(reason=f"{text} is {value!r}".lower(), cause="when")
+
+    def _no_tokens(self, step: Step) -> list[Fact]:
+        if self.run.reserved:
+            return []  # a running step may give some back
+        budget = self.plan.budgets.token_budget
+        why = f"{self.run.charged} of {budget} tokens are used"
+        return [(step_skipped(self.run.id, step.id), StepSkipped(reason=why, cause="tokens"))]
 
 
 def token_grant(run: Run, step: Step) -> int:
-    """What is left of the token budget, shared among the steps that may still want some.
+    """What is left of the token budget, shared among the steps that may still want some; at least one if any is left.
 
     What running steps hold is reserved; what was charged is gone, known or not.
     """
     assert run.plan is not None
     if not step.uses_tokens:
         return 0
-    states = run.steps.values()
-    reserved = sum(max(0, state.grant - state.spent) for state in states if state.status == "running")
-    left = run.plan.budgets.token_budget - run.charged - reserved
-    sharers = sum(1 for other in run.plan.steps if other.uses_tokens and run.steps[other.id].status == "pending")
-    return max(0, left // max(1, sharers))
+    sharers = sum(1 for other in run.plan.steps if other.uses_tokens and run.steps[other.id].status in WAITING)
+    left = run.tokens_free
+    return max(0, min(left, max(1, left // max(1, sharers))))
 
 
-def _finish(run: Run) -> Fact:
-    statuses: dict[str, StepStatus] = {name: state.status for name, state in run.steps.items()}
-    failed = [name for name, status in statuses.items() if status == "failed"]
-    done = sum(status == "succeeded" for status in statuses.values())
-    if run.timed_out:
-        assert run.plan is not None
-        return _end(run, "timed_out", f"the time budget of {run.plan.budgets.time_budget_s} s is over", statuses)
-    if failed:
-        first = run.steps[failed[0]]
-        what = f"{first.error}: {first.message}" if first.message else first.error
-        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        return _end(run, "failed", f"step {failed[0]} failed: {what}{more}", statuses)
-    return _end(run, "succeeded", f"{done} of {len(statuses)} steps succeeded", statuses)
+def _undo(flow: _Flow) -> list[Fact]:
+    """The compensations of what was done, the newest first, one at a time; those of what was not done are skipped."""
+    run, plan = flow.run, flow.plan
+    done = [step for step in plan.steps if step.compensation and run.steps[step.id].status in ("succeeded", "failed")]
+    done.sort(key=lambda step: run.steps[step.id].ended_ns, reverse=True)
+    wanted = list(dict.fromkeys(step.compensation for step in done if step.compensation))
+    facts = [
+        (step_skipped(run.id, name), StepSkipped(reason="what it undoes was not done", cause="unneeded"))
+        for name in plan.by_id
+        if name in plan.compensations and name not in wanted and run.steps[name].status in WAITING
+    ]
+    for name in wanted:
+        state = run.steps[name]
+        if state.status == "running":
+            break
+        if state.status in WAITING:
+            facts += flow.start(plan.by_id[name], state)
+            break
+    return facts
 
 
-def _end(run: Run, status: RunStatus, reason: str, statuses: dict[str, StepStatus]) -> Fact:
-    began_ns = run.started_ns or run.submitted_ns
-    body = RunCompleted(
-        status=status,
-        reason=reason,
-        steps=statuses,
-        tokens=run.tokens,
-        duration_s=round((run.at_ns - began_ns) / NS_PER_S, 6),
+def _undo_nothing(run: Run, why: str) -> list[Fact]:
+    assert run.plan is not None
+    return [
+        (step_skipped(run.id, name), StepSkipped(reason=why, cause="unneeded"))
+        for name in run.steps
+        if name in run.plan.compensations and run.steps[name].status in WAITING
+    ]
+
+
+def _stopping(run: Run) -> list[Fact]:
+    """Nothing more starts; what runs is told to end, and is overtaken when it does not answer."""
+    assert run.plan is not None and run.stop is not None
+    facts = _expired(run)
+    for step in run.plan.steps:
+        state = run.steps[step.id]
+        if state.status in WAITING:
+            skip = StepSkipped(reason=run.stop.reason, cause="stopped")
+            facts.append((step_skipped(run.id, step.id), skip))
+        elif state.status == "running" and step.task is None:
+            facts.append((step_cancelled(run.id, step.id, state.attempt), StepCancelled(reason=run.stop.reason)))
+        elif state.status == "running" and state.cancel_ns:
+            due_ns = state.cancel_ns + CANCEL_PATIENCE_S * NS_PER_S
+            facts.append(_timer(run, f"cancel.{step.id}.{state.attempt}", due_ns))
+        elif state.status == "running":
+            told = StepCancelRequested(reason=run.stop.reason)
+            facts.append((step_cancel_requested(run.id, step.id, state.attempt), told))
+    return facts
+
+
+def _expired(run: Run) -> list[Fact]:
+    return [
+        (approval_expired(run.id, step), ApprovalExpired(expired_at=rfc3339(approval.expires_ns)))
+        for step, approval in run.approvals.items()
+        if approval.status == "expired"
+    ]
+
+
+def _ask(run: Run, step: str) -> list[Fact]:
+    """The question, and the timer that ends it: the timer first, so that no question stands for ever."""
+    assert run.plan is not None
+    plan, directive = run.plan, run.plan.directive
+    known = run.approvals.get(step)
+    if known is not None:
+        # Asked already. The timer is there, unless a stranger has asked.
+        return [_timer(run, f"approval.{step}", known.expires_ns)] if known.status == "pending" else []
+    expires_ns = run.at_ns + directive.approval_expires_s * NS_PER_S
+    steps = plan.steps if step == GATE else [plan.by_id[step]]
+    inputs: dict[str, Any] = {} if step == GATE else steps[0].inputs
+    body = ApprovalRequested(
+        run=run.id,
+        step=step,
+        what=_what(steps, whole=step == GATE),
+        plan_hash=plan.plan_hash,
+        expires_at=rfc3339(expires_ns),
+        approvers=directive.approvers,
+        approvals_needed=directive.approvals_needed,
+        requester=run.principal,
+        requester_may_approve=directive.requester_may_approve,
+        goal=plan.goal,
+        tasks=[one.performs for one in steps],
+        hosts=sorted({one.host for one in steps if one.host}) or plan.hosts,
+        inputs=inputs,
     )
-    return run_completed(run.id), body
+    return [_timer(run, f"approval.{step}", expires_ns), (approval_requested(run.id, step), body)]
+
+
+def _what(steps: list[Step], *, whole: bool) -> str:
+    if not whole:
+        step = steps[0]
+        where = f" on {step.host}" if step.host else ""
+        asked = step.inputs.get("message") if step.kind == "approval" else None
+        return str(asked) if asked else f"run step {step.id} ({step.performs}){where}"
+    return f"run {len(steps)} steps: " + ", ".join(f"{one.id} ({one.performs})" for one in steps[:20])
+
+
+def _timer(run: Run, what: str, due_ns: int) -> Fact:
+    return timer_at(run.id, what), TimerFired(due=rfc3339(due_ns))

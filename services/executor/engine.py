@@ -9,10 +9,21 @@ of waiting is the stream's.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from services.executor.decide import CONSEQUENTIAL, Fact, decide
+from services.executor.decide import CONSEQUENTIAL, decide
+from services.executor.performing import Fact
 from shared.events import Event, RunQueued, RunStarted
+from shared.plan import GATE
 from shared.run import Early, Run, begin, evolve
 from shared.subjects import run_queued, run_started
+
+# The events after which a run may be admitted: it is planned, and approved where it has to be.
+MAY_START = frozenset(("plan.created", "approval.granted"))
+
+
+def _may_start(run: Run) -> bool:
+    if run.plan is None or run.status not in ("pending", "queued") or run.stop is not None or run.broken:
+        return False
+    return not run.plan.is_gated or run.is_approved(GATE)
 
 
 class Engine:
@@ -78,21 +89,24 @@ class Engine:
         if after.ended:
             return self._ended(after)
         self.runs[after.id] = after
-        if event.kind == "plan.created" and after.plan is not None:
-            self._waiting[after.plan.directive.name][after.id] = None
-        elif event.kind == "run.started" and after.status == "running":
+        if event.kind == "run.started" and after.status == "running":
             self._hold(after)
+        may_start = event.kind in MAY_START and _may_start(after)
+        if may_start and after.plan is not None:
+            self._waiting[after.plan.directive.name].setdefault(after.id)
         if not self.deciding:
             return []
-        if event.kind == "plan.created" and after.plan is not None:
-            return self._planned(after)
-        return self._once(after.id, decide(after)) if event.kind in CONSEQUENTIAL or after.broken else []
+        facts = self._decided(after) if event.kind in CONSEQUENTIAL or after.broken else []
+        return facts + self._planned(after) if may_start and not facts else facts
 
     def _begun(self, run: Run) -> list[Fact]:
         if run.ended:
             return []
         self.runs[run.id] = run
-        return self._once(run.id, decide(run)) if run.broken and self.deciding else []
+        return self._decided(run) if run.broken and self.deciding else []
+
+    def _decided(self, run: Run) -> list[Fact]:
+        return self._once(run.id, decide(run, self._said.get(run.id, ())))
 
     def due(self) -> list[Fact]:
         """Every fact that the state calls for: what a new executor says when it has read the stream.
@@ -102,7 +116,7 @@ class Engine:
         self.deciding = True
         facts: list[Fact] = []
         for run in list(self.runs.values()):
-            facts += self._once(run.id, decide(run))
+            facts += self._decided(run)
         for directive in list(self._waiting):
             facts += self._admit(directive)
             for run_id in self._waiting[directive]:
@@ -130,6 +144,9 @@ class Engine:
         while waiting:
             run = self.runs[next(iter(waiting))]
             assert run.plan is not None
+            if run.stop is not None:
+                del waiting[run.id]  # it ends without having begun
+                continue
             if len(holding) >= run.plan.directive.max_concurrent_runs:
                 break
             self._hold(run)

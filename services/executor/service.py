@@ -12,17 +12,17 @@ import tempfile
 from pathlib import Path
 
 from services.executor import snapshot
-from services.executor.decide import Fact
 from services.executor.engine import Engine
+from services.executor.performing import Fact
 from services.executor.timers import Timers
 from shared.append import Appender
 from shared.bus import Bus
 from shared.config import Config, setting
 from shared.errors import RemitError
-from shared.events import encode, read
+from shared.events import StepCompleted, encode, read
 from shared.pull import Reader
 from shared.streams import planner_queue, standing, worker_queue
-from shared.subjects import EVENTS, SNAPSHOTS_BUCKET
+from shared.subjects import EVENTS, SNAPSHOTS_BUCKET, TIMER_AT
 
 log = logging.getLogger("remit.executor")
 
@@ -77,7 +77,13 @@ class Executor:
             await self._say(fact)
 
     async def _say(self, fact: Fact) -> None:
-        await self._appender.say(fact[0], encode(fact[1]))
+        subject, body = fact
+        if subject.startswith(TIMER_AT):
+            await self._timers.say(subject, body)
+            return
+        await self._appender.say(subject, encode(body))
+        if isinstance(body, StepCompleted) and "severity" in body.outputs:
+            log.warning("notice: %s: %s", subject, body.outputs.get("message"))
 
     async def _recall(self) -> None:
         """Begin with what an executor like this one has kept, if there is any."""

@@ -12,7 +12,7 @@ import msgspec
 
 from services.executor import engine
 from services.executor.engine import Engine
-from shared import events, plan, run
+from shared import events, plan, run, run_approvals, run_state, run_steps
 from shared.events import PlanCreated
 from shared.run import Run
 
@@ -33,7 +33,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 @cache
 def fold_version() -> str:
     """Twelve hex digits over the fold's own source: what another fold has made of the stream is not believed."""
-    source = "".join(inspect.getsource(module) for module in (run, events, plan, engine))
+    modules = (run, run_state, run_steps, run_approvals, events, plan, engine)
+    source = "".join(inspect.getsource(module) for module in modules)
     return hashlib.sha256(source.encode()).hexdigest()[:12]
 
 

@@ -1,8 +1,9 @@
-"""Deadlines that outlive every process: scheduled messages in TIMERS, fired by the NATS server into EVENTS.
+"""Times that outlive every process: scheduled messages in TIMERS, fired by the NATS server into EVENTS.
 
-They are set lazily. A run that ends within a second never has one; every other run gets its deadline, and every step
-that has run for a while its own, from whichever executor is alive. One that dies before it has set a timer leaves the
-run to the next executor, which sets it, in the past if need be: it then fires at once.
+What a run waits for (an expiry, a wait, a back-off, a cancelled step's patience) is said by `decide` like any other
+fact. Deadlines are set lazily: a run that ends within a second never has one; every other run gets its own, and every
+step that has run for a while, from whichever executor is alive. One that dies before it has set a timer leaves the run
+to the next executor, which sets it, in the past if need be: it then fires at once.
 """
 
 import logging
@@ -16,7 +17,7 @@ from shared.clock import NS_PER_S, now_ns, rfc3339
 from shared.errors import Unavailable
 from shared.events import TimerFired
 from shared.run import Run
-from shared.subjects import TIMERS, timer_at, timer_fired
+from shared.subjects import TIMERS, run_of_timer, timer_at, timer_target
 
 log = logging.getLogger("remit.timers")
 
@@ -38,7 +39,20 @@ class Timers:
             if run.status == "running" and run.started_ns < young_ns:
                 for what, due_ns in _due(run, young_ns):
                     if run.id in engine.runs:  # it may end while another one's timer is said
-                        await self._schedule(run.id, what, due_ns)
+                        await self.say(timer_at(run.id, what), TimerFired(due=rfc3339(due_ns)))
+
+    async def say(self, subject: str, body: TimerFired) -> None:
+        """Lay a timer down, once: a `timer.at.<run>.<what>` that fires as `timer.fired.<run>.<what>`."""
+        known = self._set.setdefault(run_of_timer(subject), set())
+        if subject in known:
+            return
+        known.add(subject)
+        headers = {
+            **CREATE_ONLY,
+            "Nats-Schedule": f"@at {body.due}",
+            "Nats-Schedule-Target": timer_target(subject),
+        }
+        await self._appender.say(subject, msgspec.json.encode(body), headers=headers)
 
     async def run_ended(self, run: int) -> None:
         """Take back what was set for a run that is over; a timer that fires all the same changes nothing."""
@@ -50,25 +64,12 @@ class Timers:
             except Unavailable as error:
                 log.info("the timers of run %d stay until they fire: %s", run, error)
 
-    async def _schedule(self, run: int, what: str, due_ns: int) -> None:
-        known = self._set.setdefault(run, set())
-        if what in known:
-            return
-        known.add(what)
-        due = rfc3339(due_ns)
-        headers = {
-            **CREATE_ONLY,
-            "Nats-Schedule": f"@at {due}",
-            "Nats-Schedule-Target": timer_fired(run, what),
-        }
-        await self._appender.say(timer_at(run, what), msgspec.json.encode(TimerFired(due=due)), headers=headers)
-
 
 def _due(run: Run, young_ns: int) -> list[tuple[str, int]]:
     """Which timers this run should have: `(what, due)`."""
     found = [] if run.timed_out else [("deadline", run.deadline_ns)]
     for name, state in run.steps.items():
-        if state.status == "running" and state.dispatched_ns < young_ns:
-            due_ns = state.dispatched_ns + run.step_plan(name).timeout_s * NS_PER_S + STEP_GRACE_NS
+        if state.status == "running" and state.dispatched_ns < young_ns and (step := run.step_plan(name)).task:
+            due_ns = state.dispatched_ns + step.timeout_s * NS_PER_S + STEP_GRACE_NS
             found.append((f"step.{name}.{state.attempt}", due_ns))
     return found

@@ -17,7 +17,7 @@ ARTIFACT_NAME_CHARS_MAX = 200
 class StepView(msgspec.Struct, kw_only=True):
     step: str
     kind: str
-    task: str
+    task: str | None
     status: StepStatus
     attempts: int
     host: str | None
@@ -134,7 +134,7 @@ def is_plain(name: str) -> bool:
     )
 
 
-def _step(step: str, kind: str, task: str, state: StepState) -> StepView:
+def _step(step: str, kind: str, task: str | None, state: StepState) -> StepView:
     return StepView(
         step=step,
         kind=kind,

@@ -14,11 +14,13 @@ from shared.catalogue import ANY_TASK, Catalogue
 from shared.events import PlanCreated, encode
 from shared.plan import (
     BUDGET_LIMITS,
+    GATE,
     PLAN_BYTES_MAX,
     Budgets,
     Directive,
     Goal,
     Problem,
+    Retry,
     Step,
     TaskSpec,
     plan_hash,
@@ -126,7 +128,7 @@ def _quoted(words: list[str]) -> str:
 def _steps(chosen: Chosen, goal: Goal, directive: Directive) -> list[Step]:
     """Tasks that were named run in that order; tasks that words led to do not depend on each other."""
     steps: list[Step] = []
-    seen: set[str] = set()
+    seen = {GATE}
     inputs = dict(goal.params or {})
     if goal.hosts is not None:
         inputs["hosts"] = goal.hosts
@@ -140,13 +142,21 @@ def _steps(chosen: Chosen, goal: Goal, directive: Directive) -> list[Step]:
                 inputs=inputs,
                 needs=[steps[-1].id] if goal.tasks and steps else [],
                 matched=matched,
+                approval=_is_gated(step_id, task.name, directive),
                 timeout_s=task.timeout_s,
                 max_attempts=task.max_attempts,
+                retry=Retry(backoff_s=task.backoff_s),
                 on_failure=directive.on_failure,
                 uses_tokens=task.uses_tokens,
             )
         )
     return steps
+
+
+def _is_gated(step: str, task: str, directive: Directive) -> bool:
+    """Whether the directive asks for an approval before this very step."""
+    asked = directive.approval_required
+    return not isinstance(asked, bool) and (step in asked or task in asked)
 
 
 def _step_id(name: str, taken: set[str]) -> str:

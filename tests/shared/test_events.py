@@ -87,12 +87,24 @@ SERVER_SAYS = {
 }
 
 
-@pytest.mark.parametrize("says", SERVER_SAYS)
-@pytest.mark.parametrize("kind", KINDS)
+# A person who cancels by hand need not give a reason: an empty message is a request to cancel.
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [(kind, says) for kind in KINDS for says in SERVER_SAYS if (kind, says) != ("run.cancel_requested", "empty")],
+)
 def test_what_a_server_says_is_no_event_of_any_kind(kind: str, says: str) -> None:
     """A client can have the server's answer stored under any subject; each kind has a field that no answer has."""
     subject, _ = sample(kind)
     assert isinstance(read(subject, SEQ, AT_NS, SERVER_SAYS[says]).body, Unreadable)
+
+
+WITH_REASON = (
+    "run.cancel_requested",
+    "step.cancel_requested",
+    "step.cancelled",
+    "approval.granted",
+    "approval.rejected",
+)
 
 
 def test_no_event_reads_as_one_of_another_kind() -> None:
@@ -105,6 +117,11 @@ def test_no_event_reads_as_one_of_another_kind() -> None:
         ("run.completed", "step.skipped"),
         ("run.completed", "goal.rejected"),
     }
+    # What carries a reason can be read as a request to cancel; as a worker's word it counts only where one was made.
+    alike |= {
+        (kind, other) for kind in KINDS for other in ("run.cancel_requested", "step.cancel_requested", "step.cancelled")
+    }
+    alike |= {(kind, other) for kind in WITH_REASON for other in ("step.skipped", "goal.rejected")}
     confused = set()
     for kind in KINDS:
         data = json.dumps(sample(kind)[1]).encode()

@@ -44,7 +44,7 @@ create table if not exists steps (
     place uinteger not null,  -- its place in the plan, from 0
     step varchar not null,
     kind varchar not null,
-    task varchar not null,
+    task varchar,             -- null for what the executor performs itself
     status varchar not null,
     attempts uinteger not null,
     host varchar,
