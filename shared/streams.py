@@ -26,6 +26,7 @@ KV_HISTORY = 64  # the server's most; directives keep their history here
 ACK_WAIT_S = 30  # the lease: a worker of somebody's own that is silent for so long has lost its step
 OWN_ACK_WAIT_S = 10  # Remit's workers renew their lease three times in it
 PLANNER_ACK_WAIT_S = 5  # planning takes milliseconds
+PENDING_MAX = 20_000  # what may be out at a time where nobody has set a limit
 DUPLICATES_S = 120  # longer than an appender repeats itself without a word from the server
 STREAM_EXISTS = 10058
 CONSUMER_EXISTS = 10148
@@ -114,7 +115,9 @@ async def _add_subjects(bus: Bus, wanted: dict[str, Any]) -> None:
         await bus.api(f"STREAM.UPDATE.{wanted['name']}", found)
 
 
-async def work_queue(bus: Bus, durable: str, subjects: list[str], *, ack_wait_s: int = ACK_WAIT_S) -> None:
+async def work_queue(
+    bus: Bus, durable: str, subjects: list[str], *, ack_wait_s: int = ACK_WAIT_S, pending_max: int | None = None
+) -> None:
     """A durable consumer on EVENTS, from the stream's start: what waited for it is delivered."""
     config = {
         "durable_name": durable,
@@ -123,7 +126,7 @@ async def work_queue(bus: Bus, durable: str, subjects: list[str], *, ack_wait_s:
         "ack_wait": ack_wait_s * NS,
         "deliver_policy": "all",
         "max_deliver": -1,
-        "max_ack_pending": 20_000,
+        "max_ack_pending": pending_max or PENDING_MAX,
         "max_waiting": 512,
         "filter_subjects": subjects,
     }
@@ -134,6 +137,16 @@ async def work_queue(bus: Bus, durable: str, subjects: list[str], *, ack_wait_s:
     except ApiError as error:
         if error.code not in (CONSUMER_EXISTS, 10013):
             raise
+        if pending_max is not None:
+            await _set_pending_max(bus, durable, pending_max)
+
+
+async def _set_pending_max(bus: Bus, durable: str, pending_max: int) -> None:
+    found = (await bus.api(f"CONSUMER.INFO.{EVENTS}.{durable}"))["config"]
+    if found.get("max_ack_pending") != pending_max:
+        found["max_ack_pending"] = pending_max
+        request = {"stream_name": EVENTS, "config": found, "action": "update"}
+        await bus.api(f"CONSUMER.CREATE.{EVENTS}.{durable}", request)
 
 
 async def planner_queue(bus: Bus) -> None:
@@ -141,10 +154,14 @@ async def planner_queue(bus: Bus) -> None:
     await work_queue(bus, "planner", list(GOALS), ack_wait_s=PLANNER_ACK_WAIT_S)
 
 
-async def worker_queue(bus: Bus, task: str) -> None:
-    """The queue `worker-<task>` that anybody who performs the task pulls from."""
+async def worker_queue(bus: Bus, task: str, host: str | None = None, *, at_once: int | None = None) -> None:
+    """The queue `worker-<task>` that anybody who performs the task pulls from; with `host`, the one of its own.
+
+    `at_once`: so many steps are out at a time, in the whole fleet; the server holds it.
+    """
     lease_s = ACK_WAIT_S if BUILT_IN.task(task) is None else OWN_ACK_WAIT_S
-    await work_queue(bus, worker_consumer(task), [step_dispatched_to(task)], ack_wait_s=lease_s)
+    durable = worker_consumer(task, host)
+    await work_queue(bus, durable, [step_dispatched_to(task, host)], ack_wait_s=lease_s, pending_max=at_once)
 
 
 async def standing(bus: Bus, stream: str = EVENTS) -> tuple[str, int]:

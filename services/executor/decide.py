@@ -1,8 +1,8 @@
 """What follows: `decide(run)` is pure and says which facts a run's state calls for. No clock, no chance, no I/O.
 
 It may be asked again and again: it names facts by their subjects, and whoever says them says each once. Two executors
-that both decide therefore do no harm; the create-only stream keeps the first, and the fold lets no dispatch count that a
-budget does not cover (shared/run_steps.py).
+that both decide therefore do no harm; the create-only stream keeps the first, and the fold lets no dispatch count that
+a budget does not cover (shared/run_steps.py).
 
 A fact whose subject begins with `timer.at.` is a message of TIMERS; all others are events.
 """

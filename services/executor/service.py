@@ -21,7 +21,7 @@ from shared.config import Config, setting
 from shared.errors import RemitError
 from shared.events import StepCompleted, encode, read
 from shared.pull import Reader
-from shared.streams import planner_queue, standing, worker_queue
+from shared.streams import PENDING_MAX, planner_queue, standing, worker_queue
 from shared.subjects import EVENTS, SNAPSHOTS_BUCKET, TIMER_AT
 
 log = logging.getLogger("remit.executor")
@@ -115,7 +115,7 @@ class Executor:
 
     async def _keep(self) -> None:
         """Once a second: queues for tasks that were added, timers for what has run for a while, a snapshot."""
-        queues: set[str] = set()
+        queues: dict[str, int | None] = {}
         for second in itertools.count():
             await asyncio.sleep(1)
             if not self._bus.is_connected:
@@ -125,9 +125,11 @@ class Executor:
                     queues.clear()
                     await planner_queue(self._bus)
                 for task in self._config.catalogue.tasks:
-                    if task.name not in queues:
-                        await worker_queue(self._bus, task.name)
-                        queues.add(task.name)
+                    if task.name not in queues or queues[task.name] != task.max_concurrent:
+                        # A limit that is there no more is taken off; a queue without one keeps an operator's own.
+                        lifted = PENDING_MAX if queues.get(task.name) else None
+                        await worker_queue(self._bus, task.name, at_once=task.max_concurrent or lifted)
+                        queues[task.name] = task.max_concurrent
                 if self.engine.deciding:
                     await self._timers.keep(self.engine)
                     await self._remember()
