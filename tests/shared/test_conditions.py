@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from shared.conditions import (
     CONDITION_CHARS_MAX,
+    ITERATIONS_MAX,
     LOOKED_AT_MAX,
     PATTERN_CHARS_MAX,
     ConditionError,
@@ -54,6 +56,7 @@ VALUES: dict[str, Any] = {
     f'{OUT}.text.startsWith("out") && {OUT}.text.endsWith("y")': True,
     'params.name.matches("^a.n$")': True,
     'params.name.matches(r"^\\w+$")': True,
+    'params.name.matches("n")': True,
     'params.name in ["ann", "bob"]': True,
     '"b" in params.hosts': True,
     f"size({OUT}.items)": 2,
@@ -121,6 +124,17 @@ def test_a_condition_has_its_value(text: str) -> None:
     value = evaluate(text, CONTEXT)
     assert value == VALUES[text]
     assert type(value) is type(VALUES[text])
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "conditions.md").read_text()
+
+
+def test_the_examples_for_people_are_conditions() -> None:
+    examples = PAGE.split("```")[1].strip().splitlines()
+    assert len(examples) > 5
+    assert [why for why in map(check, examples) if why] == []
+    for limit in (CONDITION_CHARS_MAX, LOOKED_AT_MAX, ITERATIONS_MAX, PATTERN_CHARS_MAX):
+        assert f"{limit:,}" in PAGE
 
 
 MACROS = "beside exists, all and filter a list holds constants only"
