@@ -31,6 +31,9 @@ SILENCE_S = 2.5
 NS = 1_000_000_000
 CONSUMER_GONE_S = 300  # how long the server keeps a reader's consumer that nobody pulls
 RETRY_S = 0.25
+# A node of a cluster that was the leader and does not know yet that it is not tells an old end. A store that was cut
+# goes on telling it.
+SHORT_MOST = 8
 
 _names = itertools.count(1)
 
@@ -235,6 +238,7 @@ class Reader:
         self._forget: Callable[[], None] | None = None
         self._consumer_seq = 0
         self._created = ""
+        self._short = 0  # times in a row that the stream was said to end before our position
         self._at_rest = asyncio.Event()  # no message is in the handler's hand
         self._at_rest.set()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -284,7 +288,10 @@ class Reader:
         elif created != self._created:
             raise StreamMissing(f"{self._stream} was made anew on {created}; its events are others")
         elif end < self.position:
-            raise StreamMissing(f"{self._stream} ends at {end}, before event {self.position}")
+            self._short += 1
+            cut = f"{self._stream} ends at {end}, before event {self.position}"
+            raise StreamMissing(cut) if self._short > SHORT_MOST else Unavailable(cut)
+        self._short = 0
 
     def _config(self) -> dict[str, Any]:
         name = self._bus.inbox().rsplit(".", 1)[-1]

@@ -8,6 +8,7 @@ from typing import Any
 
 from shared.bus import ApiError, Bus
 from shared.catalogue import BUILT_IN
+from shared.errors import RemitError, Unavailable
 from shared.subjects import (
     ARTIFACTS_BUCKET,
     CONFIG_BUCKET,
@@ -29,6 +30,9 @@ PLANNER_ACK_WAIT_S = 5  # planning takes milliseconds
 DUPLICATES_S = 120  # longer than an appender repeats itself without a word from the server
 STREAM_EXISTS = 10058
 CONSUMER_EXISTS = 10148
+NOT_CLUSTERED = 10074
+TOO_FEW_NODES = 10005
+REPLICAS = (1, 3, 5)  # an even number bears the loss of no more nodes than the odd one below it
 
 
 def events(replicas: int) -> dict[str, Any]:
@@ -86,7 +90,26 @@ def objects(name: str, replicas: int) -> dict[str, Any]:
 
 
 async def ensure(bus: Bus, replicas: int = 1) -> None:
-    """Make every stream and the planner's queue. Any service may, at any time, together with others."""
+    """Make every stream and the planner's queue. Any service may, at any time, together with others.
+
+    Streams with fewer replicas than are asked for get more, and none gets fewer: one service that was started without
+    the setting must not undo it. Work queues have as many as their stream, readers one, as they are made anew anyway.
+    """
+    if replicas not in REPLICAS:
+        raise RemitError(f"REMIT_REPLICAS is {replicas}; it must be one of {', '.join(map(str, REPLICAS))}")
+    try:
+        await _ensure(bus, replicas)
+    except ApiError as error:
+        if error.code not in (NOT_CLUSTERED, TOO_FEW_NODES):
+            raise
+        asked = f"REMIT_REPLICAS={replicas} (--replicas) asks for streams on {replicas} NATS servers"
+        if error.code == NOT_CLUSTERED:
+            raise RemitError(f"{asked}, and {bus.server} is a single one: name a cluster's URLs, or leave it out") from None
+        # It may be that the others are just starting, so whoever waits for NATS waits for this, too.
+        raise Unavailable(f"{asked}, and the cluster has not so many with JetStream and room") from None
+
+
+async def _ensure(bus: Bus, replicas: int) -> None:
     for config in (
         timers(replicas),
         events(replicas),
@@ -102,15 +125,16 @@ async def ensure(bus: Bus, replicas: int = 1) -> None:
                 raise
             # It is there with other settings: made by an older Remit, or an operator's own limits. Add only what
             # this version cannot do without.
-            await _add_subjects(bus, config)
+            await _add_to(bus, config)
     await planner_queue(bus)
 
 
-async def _add_subjects(bus: Bus, wanted: dict[str, Any]) -> None:
+async def _add_to(bus: Bus, wanted: dict[str, Any]) -> None:
     found = (await bus.api(f"STREAM.INFO.{wanted['name']}"))["config"]
     missing = [subject for subject in wanted["subjects"] if subject not in found["subjects"]]
-    if missing:
+    if missing or found["num_replicas"] < wanted["num_replicas"]:
         found["subjects"] = [*found["subjects"], *missing]
+        found["num_replicas"] = max(found["num_replicas"], wanted["num_replicas"])
         await bus.api(f"STREAM.UPDATE.{wanted['name']}", found)
 
 

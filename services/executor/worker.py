@@ -250,8 +250,9 @@ class Worker:
     async def _ends(self, event: Event) -> dict[str, int]:
         """What the stream holds as an end of the attempt, its step or its run: sequences by subject."""
         ends = [*self._own_ends(event), step_skipped(event.run, event.step), run_completed(event.run)]
-        found = await self._bus.direct(EVENTS, {"multi_last": ends})
-        return {subject: seq for subject, seq, *_ in found}
+        # Each from the leader: a node that is behind would have finished work done again.
+        found = await asyncio.gather(*(self._bus.last_on(EVENTS, subject) for subject in ends))
+        return {subject: last[0] for subject, last in zip(ends, found, strict=True) if last}
 
     def _own_ends(self, event: Event) -> tuple[str, str]:
         """Where the attempt itself may end. What was said there before its dispatch ends nothing."""
