@@ -46,8 +46,13 @@ def held(directory: Path) -> Iterator[None]:
 @click.option("--http-port", default=HTTP_PORT, type=click.IntRange(0, 65535), help="0: any free one.")
 @click.option("--host", help="This host's name in Remit (default: the machine's).")
 @click.option(
-    "--replicas", default="1", show_default=True, envvar="REMIT_REPLICAS", show_envvar=True,
-    type=click.Choice([str(count) for count in REPLICAS]), help=REPLICAS_HELP,
+    "--replicas",
+    default="1",
+    show_default=True,
+    envvar="REMIT_REPLICAS",
+    show_envvar=True,
+    type=click.Choice([str(count) for count in REPLICAS]),
+    help=REPLICAS_HELP,
 )
 @ends_well
 def up(

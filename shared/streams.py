@@ -6,7 +6,7 @@ TIMERS takes schedules and is written by engine services only; EVENTS sources wh
 
 from typing import Any
 
-from shared.bus import ApiError, Bus
+from shared.bus import REQUEST_TIMEOUT_S, ApiError, Bus
 from shared.catalogue import BUILT_IN
 from shared.errors import RemitError, Unavailable
 from shared.subjects import (
@@ -104,7 +104,9 @@ async def ensure(bus: Bus, replicas: int = 1) -> None:
             raise
         asked = f"REMIT_REPLICAS={replicas} (--replicas) asks for streams on {replicas} NATS servers"
         if error.code == NOT_CLUSTERED:
-            raise RemitError(f"{asked}, and {bus.server} is a single one: name a cluster's URLs, or leave it out") from None
+            raise RemitError(
+                f"{asked}, and {bus.server} is a single one: name a cluster's URLs, or leave it out"
+            ) from None
         # It may be that the others are just starting, so whoever waits for NATS waits for this, too.
         raise Unavailable(f"{asked}, and the cluster has not so many with JetStream and room") from None
 
@@ -171,9 +173,9 @@ async def worker_queue(bus: Bus, task: str) -> None:
     await work_queue(bus, worker_consumer(task), [step_dispatched_to(task)], ack_wait_s=lease_s)
 
 
-async def standing(bus: Bus, stream: str = EVENTS) -> tuple[str, int]:
+async def standing(bus: Bus, stream: str = EVENTS, *, timeout_s: float = REQUEST_TIMEOUT_S) -> tuple[str, int]:
     """When the stream was made, which tells one from another, and its newest sequence."""
-    info = await bus.api(f"STREAM.INFO.{stream}")
+    info = await bus.api(f"STREAM.INFO.{stream}", timeout_s=timeout_s)
     return str(info["created"]), int(info["state"]["last_seq"])
 
 

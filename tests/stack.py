@@ -145,9 +145,7 @@ class Stack:
 
 
 @contextmanager
-def stack(
-    folder: Path, *services: str, environment: dict[str, str] | None = None, nodes: int = 1
-) -> Iterator[Stack]:
+def stack(folder: Path, *services: str, environment: dict[str, str] | None = None, nodes: int = 1) -> Iterator[Stack]:
     """NATS and the services named; everything ended afterwards, services before NATS."""
     made = Stack(folder, environment, nodes)
     try:

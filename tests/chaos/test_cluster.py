@@ -1,7 +1,7 @@
 """Three real nats-servers with every stream on all three: a node is killed with -9 under load, comes back, and so on.
 
-The short version kills two nodes, each the leader of EVENTS; the long one, of ten kills wherever chance falls, runs
-under `./remit test --chaos`.
+The short version kills two nodes, each the leader of EVENTS; the long one, in which any node is killed
+or stands still, ten times, runs under `./remit test --chaos`.
 """
 
 import asyncio
@@ -42,6 +42,8 @@ GOALS_AT_A_TIME = 10
 PAUSE_S = 0.5
 EVENTS_BEHIND = 100  # so many behind a kill, and the load goes on; fewer may have been under way
 NOBODYS_TASK = "nobodys"
+NOBODYS = b'{"tasks": ["nobodys"]}'
+SOURCE_AGAIN_S = 120.0  # EVENTS goes on sourcing TIMERS so late at worst, when its new leader tried in vain at once
 
 
 @pytest.fixture
@@ -78,7 +80,11 @@ async def client(remit: Stack) -> AsyncIterator[Bus]:
 @pytest.fixture
 async def runs(client: Bus) -> AsyncIterator[Load]:
     appender = await Appender(client).start()
-    yield Load(client, appender)
+    made = Load(client, appender)
+    await made.submit(MIX[0])
+    await until(made.ended, within_s=WITHIN_S)
+    await load.digest(client)  # every service has begun: one that cannot, ends, and its keeper is not here
+    yield made
     appender.stop()
 
 
@@ -121,43 +127,50 @@ class Feed:
         await self._task
 
 
-async def lose(remit: Stack, bus: Bus, node: str) -> None:
-    """kill -9 of a node; the load goes on without it, and with it when it is back and has what it missed."""
-    end = await load.events_stored(bus)
+async def lose(remit: Stack, bus: Bus, node: str, *, still: bool = False) -> None:
+    """kill -9 of a node, or SIGSTOP; the load goes on without it, and with it when it is back with what it missed."""
+    end = await events_stored(bus)
     began = time.monotonic()
-    remit.kill(node)
+    (remit.freeze if still else remit.kill)(node)
     await until(lambda: load.passed(bus, end + EVENTS_BEHIND), within_s=WITHIN_S)
     went_on = time.monotonic()
-    await asyncio.to_thread(remit.start_node, node)
+    await asyncio.to_thread(remit.thaw if still else remit.start_node, node)
     await until(lambda: whole(bus), within_s=WITHIN_S)
-    print(f"{node}: goes on after {went_on - began:.1f} s, whole again {time.monotonic() - went_on:.1f} s later")
+    how, again = "still" if still else "killed", time.monotonic()
+    print(f"{node} {how}: 100 events on after {went_on - began:.1f} s, whole {again - went_on:.1f} s after its return")
+
+
+async def events_stored(bus: Bus) -> int:
+    """The end of EVENTS, from a leader that may just have been elected."""
+    await until(lambda: load.passed(bus, 0), within_s=WITHIN_S)
+    return await load.events_stored(bus)
 
 
 async def leader(bus: Bus) -> str:
     return str((await bus.api(f"STREAM.INFO.{EVENTS}"))["cluster"]["leader"])
 
 
-async def judge(remit: Stack, bus: Bus, runs: Load, nobodys: int) -> None:
-    """Every run has ended once and as it must, the timer of the one that nobody performs has fired."""
-    await until(runs.ended, within_s=WITHIN_S)
+async def judge(remit: Stack, bus: Bus, runs: Load) -> None:
+    """Every run has ended once and as it must, and no service has ended."""
+    await until(runs.ended, within_s=WITHIN_S + SOURCE_AGAIN_S)
+    assert {name: process.poll() for name, process in remit.processes.items()} == dict.fromkeys(remit.processes)
     ends = await load.examine(remit, bus)
     print(load.tally(ends, runs.runs))
-    wanted = {**dict(zip(MIX, ENDS, strict=True)), runs.runs[nobodys]: "failed"}
+    wanted = {**dict(zip(MIX, ENDS, strict=True)), NOBODYS: "failed"}
     assert {run: ends[run] for run in runs.runs} == {run: wanted[goal] for run, goal in runs.runs.items()}
     assert len(ends) == len(runs.runs), "a goal was stored twice"
-    assert await load.subjects(bus, f"timer.fired.{nobodys}.>")
 
 
+@pytest.mark.slow
 async def test_a_node_may_die_and_then_another(remit: Stack, client: Bus, runs: Load) -> None:
     """The leader of EVENTS is killed under load and comes back, then its successor: nothing is lost or done twice."""
     for queue in ("planner", worker_consumer("noop"), worker_consumer(load.SLOW_TASK)):
         await until(lambda queue=queue: kept_by_all(client, queue), within_s=WITHIN_S)
     feed = Feed(runs)
-    nobodys = await runs.submit(b'{"tasks": ["nobodys"]}')
     for _ in range(2):
         await lose(remit, client, await leader(client))
     await feed.stop()
-    await judge(remit, client, runs, nobodys)
+    await judge(remit, client, runs)
 
 
 async def kept_by_all(bus: Bus, queue: str) -> bool:
@@ -167,14 +180,15 @@ async def kept_by_all(bus: Bus, queue: str) -> bool:
 
 @pytest.mark.chaos
 @pytest.mark.slow
-async def test_nodes_may_die_one_by_one_for_long(
-    remit: Stack, client: Bus, runs: Load, chance: random.Random
-) -> None:
-    """Ten kills, of any node, while an executor and a worker are killed in between."""
+async def test_nodes_may_die_one_by_one_for_long(remit: Stack, client: Bus, runs: Load, chance: random.Random) -> None:
+    """Any node is killed or stands still, ten times, and the executor's worker is killed together with it.
+
+    Steps that nobody performs end by their timers, which may be late: see docs/cluster.md.
+    """
     feed = Feed(runs)
-    nobodys = await runs.submit(b'{"tasks": ["nobodys"]}')
     for _ in range(10):
+        await runs.submit(NOBODYS)
         load.kill_worker_child(remit)
-        await lose(remit, client, chance.choice(sorted(remit.nodes)))
+        await lose(remit, client, chance.choice(sorted(remit.nodes)), still=chance.random() < 0.5)
     await feed.stop()
-    await judge(remit, client, runs, nobodys)
+    await judge(remit, client, runs)
