@@ -157,5 +157,5 @@ def nats_option(command: Callable[..., Any]) -> Callable[..., Any]:
         callback=remember,
         expose_value=False,
         is_eager=True,
-        help="The NATS to speak to (default: REMIT_NATS_URL, or nats://127.0.0.1:4222).",
+        help="The NATS to speak to, or URL,URL,… of a cluster (default: REMIT_NATS_URL, or nats://127.0.0.1:4222).",
     )(command)

@@ -140,7 +140,8 @@ class Worker:
         """From lease to acknowledged end, if the fold says that this very attempt is to run."""
         story = await self._story(event)
         state = story.run.steps.get(event.step)
-        if state is None or state.status != "running" or state.attempt != event.attempt:
+        current = state is not None and state.status == "running" and state.attempt == event.attempt
+        if state is None or not current or (delivery.delivered > 1 and await self._has_ended(event)):
             # Ended before, and the ack was lost; or cancelled, over a budget, before its time, or a stranger's word.
             await puller.ack(delivery)
             return
@@ -174,6 +175,12 @@ class Worker:
                 return story
             await asyncio.sleep(STALE_S)
         raise Unavailable(f"the stream does not show event {event.seq} yet")
+
+    async def _has_ended(self, event: Event) -> bool:
+        """Whether the stream's leader knows an end of the attempt: a node that is behind would have it done again."""
+        ends = (build(event.run, event.step, event.attempt) for build in _ENDS.values())
+        found = await asyncio.gather(*(self._bus.last_on(EVENTS, subject) for subject in ends))
+        return any(last is not None and last[0] > event.seq for last in found)
 
     def _on_step_cancel_requested(self, subject: str, data: bytes, _reply: str, _headers: object) -> None:
         event = read(subject, CORE_SEQ, 0, data)
