@@ -22,6 +22,7 @@ from shared.events import (
     RunCompleted,
     RunQueued,
     RunStarted,
+    ScheduleTicked,
     StepCompleted,
     StepDispatched,
     StepFailed,
@@ -139,6 +140,11 @@ def called(**changes: Any) -> LlmCalled:
 
 def fired(**changes: Any) -> TimerFired:
     return TimerFired(**{"due": "2026-11-18T12:00:00.000000Z", **changes})
+
+
+def ticked(**changes: Any) -> ScheduleTicked:
+    fields = {"due": "2026-11-26T01:00:00.000000Z", "outcome": "ran", "goal": {"tasks": ["noop"]}}
+    return ScheduleTicked(**{**fields, **changes})
 
 
 def run_over(**changes: Any) -> RunCompleted:

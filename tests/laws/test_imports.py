@@ -96,6 +96,7 @@ PURE = (
     "shared/plan.py",
     "shared/redact.py",
     "shared/run.py",
+    "shared/schedule.py",
     "shared/status.py",
     "shared/subjects.py",
     "services/planner/checks.py",
