@@ -12,7 +12,7 @@ import msgspec
 
 from services.planner.planning import plan as make_plan
 from shared.catalogue import BUILT_IN, Catalogue
-from shared.clock import NS_PER_S
+from shared.clock import NS_PER_S, rfc3339
 from shared.events import (
     Artifact,
     Event,
@@ -34,6 +34,7 @@ from shared.events import (
 )
 from shared.plan import Budgets, Directive, Goal, Problem, Step, TaskSpec, plan_hash
 from shared.run import Run, begin, evolve
+from shared.schedule import Schedule
 from shared.subjects import (
     goal_rejected,
     goal_submitted,
@@ -147,6 +148,12 @@ def ticked(**changes: Any) -> ScheduleTicked:
     return ScheduleTicked(**{**fields, **changes})
 
 
+def schedule(name: str = "nightly", **changes: Any) -> Schedule:
+    """Each day at two in Berlin, from T0 on."""
+    fields = {"cron": "0 2 * * *", "zone": "Europe/Berlin", "goal": {"tasks": ["noop"]}, "since": rfc3339(T0_NS)}
+    return Schedule(name=name, **{**fields, **changes})
+
+
 def run_over(**changes: Any) -> RunCompleted:
     fields = {"status": "succeeded", "reason": "1 of 1 steps succeeded", "steps": {"a": "succeeded"}}
     return RunCompleted(**{**fields, "tokens": Tokens(input=30, output=12), "duration_s": 1.5, **changes})
@@ -194,6 +201,10 @@ class Stream:
         self.messages.append((subject, seq, self._at_ns, data))
         self.subjects.add(subject)
         return seq
+
+    def wait_until(self, at_ns: int) -> None:
+        """The clock of the stream moves on."""
+        self._at_ns = max(self._at_ns, at_ns)
 
     def say(self, subject: str, body: Any) -> int:
         return 0 if subject in self.subjects else self.put(subject, body)

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from services.executor.decide import CONSEQUENTIAL, Fact, decide
+from services.executor.schedules import Schedules
 from shared.events import Event, RunQueued, RunStarted
 from shared.run import Early, Run, begin, evolve
 from shared.subjects import run_queued, run_started
@@ -28,6 +29,7 @@ class Engine:
         self._holding: dict[str, dict[int, None]] = defaultdict(dict)  # by directive: started, or said to be
         self._said: dict[int, set[str]] = {}
         self.early = Early()
+        self.schedules = Schedules()  # folded by whoever folds the engine, behind it
 
     @classmethod
     def restored(

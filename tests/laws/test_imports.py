@@ -104,6 +104,7 @@ PURE = (
     "services/planner/words.py",
     "services/executor/decide.py",
     "services/executor/engine.py",
+    "services/executor/schedules.py",
     "services/executor/tasks/gpu_core.py",
     "services/executor/tasks/map_core.py",
     "services/registry/fold.py",
