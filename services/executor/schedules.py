@@ -3,8 +3,8 @@
 Theory of operation. A tick is decided once: `schedule.ticked.<name>.<tick>` is create-only, so of several executors
 the first is believed. The fact that a tick is to run carries its goal, and the goal follows under a principal that only
 this tick has. A goal is owed from the one to the other, whoever dies between them. Ticks of a schedule are decided in
-their order, and nobody decides on beyond what he has read: an executor whose word was not the first, or is not yet
-read back, waits until the stream has told him (`answered`). So `overlap` and `catch_up` hold for any number of executors.
+their order, and nobody decides on beyond what he has read: an executor whose word was not the first says nothing more
+of that schedule until it has read whose was. So `overlap` and `catch_up` hold for any number of executors.
 
 A tick that is decided within `PUNCTUAL_S` of its time ran, within `LATE_S` is late, and older ones were missed: nobody
 was there. One that waited in a `queue` counts from the end of the run that it waited for.
@@ -74,9 +74,8 @@ class Schedules:
         self._standings: dict[str, Standing] = dict(known or {})
         self._schedule_of = {run: name for name, one in self._standings.items() for run in one.active}
         self._position = 0
-        # Of this process only. Until which event a schedule waits for the stream's word on what was said of it; ticks
-        # whose place was taken before their time; and which tick comes next, so that it is not asked each second.
-        self._waits: dict[str, int] = {}
+        # Of this process only: ticks whose place was taken before their time, and which one comes next, so that it is
+        # not asked each second.
         self._passed: dict[str, int] = {}
         self._next: dict[str, tuple[str, str, int, int | None]] = {}
 
@@ -135,39 +134,35 @@ class Schedules:
     def decide(self, schedules: Mapping[str, Schedule], now_s: float, position: int) -> list[Saying]:
         """What is to be said now: goals that are owed, then ticks that are due, each schedule's in their order.
 
-        Events up to `position` have been read. Whoever says these stops with a schedule when a tick was said before.
+        Events up to `position` have been read. Whoever says these stops with a schedule at the first that was said
+        before: what follows was decided without knowing it.
         """
         self._position = position
         facts: list[Saying] = []
         for name, standing in self._standings.items():
             for tick_s, goal in standing.owed.items():
-                if not self._is_waiting(name):
-                    subject = goal_submitted(schedule_principal(name, tick_s))
-                    facts.append(Saying(name, tick_s, subject, goal))
+                subject = goal_submitted(schedule_principal(name, tick_s))
+                facts.append(Saying(name, tick_s, subject, goal))
         for name, schedule in schedules.items():
             if len(facts) >= FACTS_MAX:
                 break
-            if not self._is_waiting(name):
-                facts += self._decide_one(name, schedule, now_s, FACTS_MAX - len(facts))
+            facts += self._decide_one(name, schedule, now_s, FACTS_MAX - len(facts))
         return facts[:FACTS_MAX]
 
     def answered(self, saying: Saying, seq: int) -> None:
         """The stream's answer: the message `seq` lies on the subject, ours or somebody else's.
 
-        Nothing more is decided of the schedule until that message has been read. One that was read long ago, and
-        changed nothing then, was said by a stranger before its time: the tick has no other fact, the goal no other run.
+        Mostly it is still to be read, and says what is next. One that was read long ago, and changed nothing then, was
+        said by a stranger before its time: the tick has no other fact, the goal no other run.
         """
         name = saying.schedule
         if seq > self._position:
-            self._waits[name] = max(seq, self._waits.get(name, 0))
-        elif not saying.is_goal:
+            return
+        if not saying.is_goal:
             self._passed[name] = max(saying.tick_s, self._passed.get(name, 0))
         elif saying.tick_s in (standing := self._standings[name]).owed:
             owed = {tick: goal for tick, goal in standing.owed.items() if tick != saying.tick_s}
             self._standings[name] = replace(standing, owed=owed)
-
-    def _is_waiting(self, name: str) -> bool:
-        return self._waits.get(name, 0) > self._position
 
     def _decide_one(self, name: str, schedule: Schedule, now_s: float, most: int) -> Iterator[Saying]:
         standing = self._standings.get(name, Standing())

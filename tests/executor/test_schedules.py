@@ -422,6 +422,34 @@ def test_a_run_that_was_over_as_it_began_is_no_active_run() -> None:
     assert world.at(FIRST_S + DAY_S).outcomes() == ["ran", "ran"]
 
 
+# -- two that do not agree -----------------------------------------------------------------------------------
+
+
+def test_who_was_not_the_first_decides_nothing_on_top_of_it() -> None:
+    """One makes up for the missed tick; the other, a little later, would have let it go for the one that is due now."""
+    world = World(controls.schedule(cron="0 * * * *", since=rfc3339(FIRST_S * NS_PER_S)))
+    world.executors.append(Executor(world))
+    early, late = world.executors
+    world.now_s = FIRST_S + 2 * HOUR_S - 1
+    early.look()
+    world.now_s += 2
+    late.look()
+    assert [one.body.outcome for one in late.outbox] == ["coalesced", "ran"]
+    early.send()
+    late.send()
+    assert world.at(world.now_s).outcomes() == ["caught_up", "skipped"]
+    assert len(world.goals()) == 1
+
+
+def test_an_older_tick_that_is_said_late_takes_nothing_back() -> None:
+    """By an executor whose view of the schedule was an older one: it is recorded, and has its run."""
+    world = World(controls.schedule()).at(FIRST_S + DAY_S).end_runs()
+    world.put(schedule_ticked("nightly", FIRST_S + 5), controls.ticked(outcome="ran"))
+    world.at(world.now_s + 1)
+    assert ("nightly", FIRST_S + 5) in world.goals().values()
+    assert world.executors[0].mind.schedules.known()["nightly"].decided_s == FIRST_S + DAY_S
+
+
 # -- any number of executors ---------------------------------------------------------------------------------
 
 POLICIES = [
