@@ -15,7 +15,7 @@ from services.executor.engine import Engine
 from services.executor.schedules import Saying
 from shared.append import Appender
 from shared.bus import Bus
-from shared.clock import NS_PER_S, now_ns
+from shared.clock import NS_PER_S, now_ns, parse_ns
 from shared.config import Config
 from shared.errors import AlreadySaid, RemitError
 from shared.events import encode
@@ -25,7 +25,7 @@ from shared.subjects import EVENTS, SCHEDULE_ALARMS, TIMERS, schedule_alarm, sch
 log = logging.getLogger("remit.schedules")
 
 LOOK_S = 1.0
-ALARMS_AGAIN_S = 30.0  # one that somebody purged, or that an executor with an older view has set
+AGAIN_S = 30.0  # an alarm that somebody purged, or that an executor with an older view has set; a clock that drifts
 
 
 class ScheduleKeeper:
@@ -35,7 +35,8 @@ class ScheduleKeeper:
         self._config = config
         self._revision = -1
         self._schedules: dict[str, Schedule] = {}
-        self._alarms_s = 0.0
+        self._alarms_s = self._clock_s = 0.0
+        self._ahead_ns = 0  # of the server's clock before this host's
         self._refused: dict[str, bytes] = {}
         self.alarm = asyncio.Event()  # set when something may be due before the next second
 
@@ -49,15 +50,17 @@ class ScheduleKeeper:
             self.alarm.clear()
             if self._bus.is_connected:
                 try:
-                    await self._set_alarms(self._configured())
+                    await self._set_clock()
                     await self._look(engine)
+                    await self._set_alarms(self._configured())
                 except RemitError as error:
                     log.warning("schedules wait for the next second: %s", error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.alarm.wait(), LOOK_S)
 
     async def _look(self, engine: Engine) -> None:
-        sayings = engine.schedules.decide(self._configured(), now_ns() / NS_PER_S, engine.position)
+        now_s = (now_ns() + self._ahead_ns) / NS_PER_S
+        sayings = engine.schedules.decide(self._configured(), now_s, engine.position)
         refused: set[str] = set()
         for saying in sayings:
             if saying.schedule in refused:
@@ -70,6 +73,18 @@ class ScheduleKeeper:
                 refused.add(saying.schedule)
             elif not saying.is_goal:
                 log.info("%s of %s: %s %s", saying.schedule, saying.body.local, saying.body.outcome, saying.body.reason)
+
+    async def _set_clock(self) -> None:
+        """Go by the clock of the server, which stamps the stream and rings the alarms: one for all executors."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._clock_s:
+            return
+        before_ns = now_ns()
+        ts = (await self._bus.api(f"STREAM.INFO.{TIMERS}")).get("ts")
+        after_ns = now_ns()
+        if ts and after_ns - before_ns < NS_PER_S:  # a slow answer tells little
+            self._ahead_ns = parse_ns(ts) - (before_ns + after_ns) // 2
+            self._clock_s = now_s + AGAIN_S
 
     async def _say(self, saying: Saying) -> tuple[int, bool]:
         """The sequence of what lies on the subject now, and whether it is ours. Acks are awaited: order matters."""
@@ -102,7 +117,7 @@ class ScheduleKeeper:
         now_s = asyncio.get_running_loop().time()
         if now_s < self._alarms_s:
             return
-        self._alarms_s = now_s + ALARMS_AGAIN_S
+        self._alarms_s = now_s + AGAIN_S
         wanted = {schedule_alarm(name): (name, one, _body(one)) for name, one in schedules.items()}
         found = await self._bus.direct(TIMERS, {"multi_last": [SCHEDULE_ALARMS], "batch": 1000})
         stored = {subject: data for subject, _, _, data in found}
