@@ -17,10 +17,10 @@ from shared.status import EXIT_OF_STATUS, EXIT_REJECTED, EXIT_USAGE
 from shared.subjects import goal_submitted
 
 
-def _goal(command: click.decorators.FC) -> click.decorators.FC:
+def goal_options(command: click.decorators.FC) -> click.decorators.FC:
+    """What a goal may say besides its words; `payload` takes them."""
     for option in reversed(
         [
-            click.argument("goal", required=False),
             click.option("--task", "tasks", multiple=True, help="Run this task; several run in the order given."),
             click.option("--directive", help="What is allowed (default: `default`)."),
             click.option("--host", "hosts", multiple=True, help="Only this host; may be repeated."),
@@ -34,6 +34,10 @@ def _goal(command: click.decorators.FC) -> click.decorators.FC:
     ):
         command = option(command)
     return command
+
+
+def _goal(command: click.decorators.FC) -> click.decorators.FC:
+    return click.argument("goal", required=False)(goal_options(command))
 
 
 def payload(

@@ -12,7 +12,7 @@ import msgspec
 
 from services.planner.planning import plan as make_plan
 from shared.catalogue import BUILT_IN, Catalogue
-from shared.clock import NS_PER_S
+from shared.clock import NS_PER_S, rfc3339
 from shared.events import (
     ApprovalExpired,
     ApprovalGranted,
@@ -27,6 +27,7 @@ from shared.events import (
     RunCompleted,
     RunQueued,
     RunStarted,
+    ScheduleTicked,
     StepCancelled,
     StepCancelRequested,
     StepCompleted,
@@ -41,6 +42,7 @@ from shared.events import (
 from shared.plan import Budgets, Directive, Goal, Problem, Step, TaskSpec, plan_hash
 from shared.run import Run, begin, evolve
 from shared.run_steps import CANCEL_PATIENCE_S, wait_ends_ns
+from shared.schedule import Schedule
 from shared.subjects import (
     approval_expired,
     approval_granted,
@@ -185,6 +187,17 @@ def fired(**changes: Any) -> TimerFired:
     return TimerFired(**{"due": "2026-11-18T12:00:00.000000Z", **changes})
 
 
+def ticked(**changes: Any) -> ScheduleTicked:
+    fields = {"due": "2026-11-26T01:00:00.000000Z", "outcome": "ran", "goal": {"tasks": ["noop"]}}
+    return ScheduleTicked(**{**fields, **changes})
+
+
+def schedule(name: str = "nightly", **changes: Any) -> Schedule:
+    """Each day at two in Berlin, from T0 on."""
+    fields = {"cron": "0 2 * * *", "zone": "Europe/Berlin", "goal": {"tasks": ["noop"]}, "since": rfc3339(T0_NS)}
+    return Schedule(name=name, **{**fields, **changes})
+
+
 def run_over(**changes: Any) -> RunCompleted:
     fields = {"status": "succeeded", "reason": "1 of 1 steps succeeded", "steps": {"a": "succeeded"}}
     return RunCompleted(**{**fields, "tokens": Tokens(input=30, output=12), "duration_s": 1.5, **changes})
@@ -239,6 +252,10 @@ class Stream:
         self.messages.append((subject, seq, self._at_ns, data))
         self.subjects.add(subject)
         return seq
+
+    def wait_until(self, at_ns: int) -> None:
+        """The clock of the stream moves on."""
+        self._at_ns = max(self._at_ns, at_ns)
 
     def say(self, subject: str, body: Any) -> int:
         return 0 if subject in self.subjects else self.put(subject, body)

@@ -14,6 +14,8 @@ from pathlib import Path
 from services.executor import snapshot
 from services.executor.engine import Engine
 from services.executor.performing import Fact
+from services.executor.schedule_keeper import ScheduleKeeper
+from services.executor.schedules import HEARD
 from services.executor.timers import Timers
 from shared.append import Appender
 from shared.bus import Bus
@@ -38,6 +40,7 @@ class Executor:
         self._appender = appender
         self._config = config
         self._timers = Timers(bus, appender)
+        self._schedules = ScheduleKeeper(bus, appender, config)
         self._known_end = 0
         self.engine = Engine()
 
@@ -49,19 +52,23 @@ class Executor:
             await self._begin_to_decide()
         self._reader = await Reader(self._bus, EVENTS, self.on_event, start_seq=self.engine.position + 1).start()
         self._keeper = asyncio.create_task(self._keep())
+        self._scheduler = asyncio.create_task(self._schedules.keep(self.engine))
 
     async def stop(self) -> None:
         self._keeper.cancel()
+        self._scheduler.cancel()
         await self._reader.stop()
         await self._appender.drain()
 
     async def failed(self) -> None:
         """Wait until the fold or its keeping cannot go on, and raise why."""
-        await asyncio.gather(self._reader.failed(), asyncio.shield(self._keeper))
+        await asyncio.gather(self._reader.failed(), asyncio.shield(self._keeper), asyncio.shield(self._scheduler))
 
     async def on_event(self, subject: str, seq: int, at_ns: int, data: bytes) -> None:
         event = read(subject, seq, at_ns, data)
         facts = self.engine.apply(event)
+        if event.kind in HEARD and self.engine.schedules.apply(event, self.engine.runs):
+            self._schedules.alarm.set()
         if event.kind == "run.completed":
             await self._timers.run_ended(event.run)
         for fact in facts:

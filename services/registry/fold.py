@@ -157,6 +157,8 @@ class Fold:
                     self._early.note(event)
                 if isinstance(event.body, Unreadable):
                     return None, event.body.reason
+                if event.run == 0:
+                    return None, ""  # a schedule's: it belongs to no run
                 return None, "the run has ended, or never was"
             after = evolve(run, event)
             if after is run:

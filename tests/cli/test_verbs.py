@@ -52,6 +52,7 @@ def listed(stack: Stack) -> list[dict[str, Any]]:
 VERBS_THAT_SPEAK = [
     ["submit", "check logs"],
     ["runs"],
+    ["schedules", "ls"],
     ["show", "1"],
     ["watch", "1"],
     ["report", "1"],

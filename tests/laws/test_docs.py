@@ -7,13 +7,22 @@ import pytest
 
 from cli.__main__ import COMMANDS, SERVICES
 from services.registry.service import Registry
-from shared.events import KINDS, Unreadable, read
+from shared.events import KINDS, OF_SCHEDULES, Unreadable, read
 from shared.ledger import QUESTIONS
 from shared.plan import plan_hash, read_goal
 
 ROOT = Path(__file__).parents[2]
 WIRE = (ROOT / "docs" / "wire.md").read_text()
-TAILS = {"run": "7", "step": "a", "attempt": "1", "task": "noop", "call": "1-1", "principal": "ann"}
+TAILS = {
+    "run": "7",
+    "step": "a",
+    "attempt": "1",
+    "task": "noop",
+    "call": "1-1",
+    "principal": "ann",
+    "name": "nightly",
+    "tick": "1795654800",
+}
 
 
 def sections() -> dict[str, bytes]:
@@ -27,7 +36,7 @@ def sections() -> dict[str, bytes]:
 
 
 def test_every_event_stands_in_the_wire() -> None:
-    assert {".".join(subject.split(".")[:2]) for subject in sections()} == {*KINDS, "goal.submitted"}
+    assert {".".join(subject.split(".")[:2]) for subject in sections()} == {*KINDS, *OF_SCHEDULES, "goal.submitted"}
 
 
 @pytest.mark.parametrize("subject", sections())

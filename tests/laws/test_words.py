@@ -24,6 +24,7 @@ KINDS_SPOKEN = {
     "shared/streams.py": "the stream's own subjects",
     "services/executor/decide.py": "the table of kinds after which something can follow",
     "services/executor/engine.py": "folds by kind",
+    "services/executor/schedules.py": "folds what belongs to schedules",
     "services/executor/service.py": "takes back the timers of a run that is over",
     "services/registry/fold.py": "writes rows by kind",
 }

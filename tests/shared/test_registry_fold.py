@@ -20,6 +20,8 @@ from shared.subjects import (
     run_completed,
     run_queued,
     run_started,
+    schedule_alarm_fired,
+    schedule_ticked,
     step_completed,
     step_dispatched,
     step_failed,
@@ -226,3 +228,16 @@ def test_a_call_of_a_run_that_never_was_is_no_call() -> None:
         stream.put("audit.nothing.1", b"{}")
     stream.put(llm_called(2, "x", "y"), controls.called(input_tokens=10**9))
     assert folded(stream).rows["llm_calls"] == []
+
+
+def test_what_a_schedule_says_has_its_row_and_belongs_to_no_run() -> None:
+    stream = Stream()
+    stream.put(schedule_ticked("nightly", 1_795_654_800), controls.ticked())
+    stream.put(schedule_alarm_fired("nightly"), controls.fired())
+    stream.put(schedule_ticked("nightly", 1_795_741_200), ACK)
+    rows = [(row[3], row[4], row[8], row[10] is None) for row in folded(stream).rows["events"]]
+    assert rows == [
+        ("schedule.ticked", None, True, True),
+        ("timer.fired", None, True, True),
+        ("schedule.ticked", None, False, False),
+    ]
