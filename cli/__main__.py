@@ -27,6 +27,7 @@ COMMANDS = {
     "allow": ("cli.fleet", "allow"),
     "tasks": ("cli.fleet", "tasks"),
     "directives": ("cli.directives", "directives"),
+    "playbooks": ("cli.playbooks", "playbooks"),
     "rebuild": ("cli.ledger", "rebuild"),
     "bench": ("cli.bench", "bench"),
     "test": ("cli.__main__", "test"),
