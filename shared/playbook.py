@@ -309,7 +309,7 @@ def expand(playbook: Playbook, params: dict[str, Any]) -> tuple[list[PlaybookSte
         where = f"steps.{_label(raw, number)}"
         filled = {}
         for key, value in raw.items():
-            if key in ("when", "condition") or (key == "message" and raw.get("kind") == "notify"):
+            if _is_asked(key, raw):
                 filled[key] = value.strip() if isinstance(value, str) else value
             elif (value := _filled(value, params)) is not _ABSENT:
                 filled[key] = value
@@ -319,6 +319,11 @@ def expand(playbook: Playbook, params: dict[str, Any]) -> tuple[list[PlaybookSte
             problems += _misfits(step, filled, where)
             steps.append(step)
     return steps, problems
+
+
+def _is_asked(field: str, raw: dict[str, Any]) -> bool:
+    """Whether this field of a step is evaluated while the run goes on, and so is not filled in."""
+    return field in ("when", "condition") or (field == "message" and raw.get("kind") == "notify")
 
 
 def _misfits(step: PlaybookStep, said: dict[str, Any], where: str) -> list[Problem]:
@@ -386,7 +391,8 @@ def rests_on(playbook: Playbook, field: str, params: set[str]) -> bool:
     for number, raw in enumerate(playbook.steps):
         where = f"steps.{_label(raw, number)}."
         if field.startswith(where):
-            value = raw.get(field.removeprefix(where).split(".")[0].split("[")[0])
+            key = field.removeprefix(where).split(".")[0].split("[")[0]
+            value = None if _is_asked(key, raw) else raw.get(key)
             return any(name in params for text in _texts(value) for name in _PLACE.findall(text))
     return False
 
