@@ -137,10 +137,17 @@ class Bus:
 
         return stop
 
-    async def request(self, subject: str, data: bytes = b"", *, timeout_s: float = REQUEST_TIMEOUT_S) -> bytes:
+    async def request(
+        self,
+        subject: str,
+        data: bytes = b"",
+        *,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+        headers: dict[str, str] | None = None,
+    ) -> bytes:
         """One question, one answer. `Unavailable` when nobody listens or nobody answers in time."""
         try:
-            answer = await self._client.request(subject, data, timeout=timeout_s)
+            answer = await self._client.request(subject, data, timeout=timeout_s, headers=headers)
         except nats.errors.NoRespondersError as error:
             raise Unavailable(f"nobody answers {subject}") from error
         except (nats.errors.TimeoutError, TimeoutError) as error:

@@ -14,6 +14,8 @@ from services.planner.planning import plan as make_plan
 from shared.catalogue import BUILT_IN, Catalogue
 from shared.clock import NS_PER_S
 from shared.events import (
+    ApprovalGranted,
+    ApprovalRequested,
     Artifact,
     Event,
     GoalRejected,
@@ -112,6 +114,15 @@ def queued(**changes: Any) -> RunQueued:
 
 def started(**changes: Any) -> RunStarted:
     return RunStarted(**{"directive": "default", "plan_hash": plan().plan_hash, **changes})
+
+
+def asked(**changes: Any) -> ApprovalRequested:
+    fields = {"run": 1, "step": "run", "what": "run 1 steps: a (noop)", "plan_hash": plan().plan_hash}
+    return ApprovalRequested(**{**fields, "expires_at": "2026-12-18T12:00:00.000000Z", **changes})
+
+
+def granted(**changes: Any) -> ApprovalGranted:
+    return ApprovalGranted(**{"run": 1, "step": "run", "plan_hash": plan().plan_hash, "answer": "granted", **changes})
 
 
 def dispatched(**changes: Any) -> StepDispatched:

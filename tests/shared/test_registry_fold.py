@@ -14,6 +14,8 @@ from services.registry.fold import Batch, Fold
 from shared.events import encode
 from shared.status import RUN_ENDS
 from shared.subjects import (
+    approval_granted,
+    approval_requested,
     goal_rejected,
     llm_called,
     plan_created,
@@ -36,12 +38,13 @@ class Tables:
     """The rows as the store keeps them: runs and steps replaced when they are rewritten, the others appended."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, list[Row]] = {"events": [], "runs": [], "steps": [], "artifacts": [], "llm_calls": []}
+        self.rows: dict[str, list[Row]] = {
+            table: [] for table in ("events", "runs", "steps", "approvals", "artifacts", "llm_calls")
+        }
         self.position = 0
 
     def write(self, batch: Batch) -> None:
-        gone = set(batch.rewritten)
-        for table in ("runs", "steps"):
+        for table, gone in (("runs", batch.rewritten), ("steps", batch.rewritten), ("approvals", batch.asked_again)):
             self.rows[table] = [row for row in self.rows[table] if row[0] not in gone]
         for table, kept in self.rows.items():
             kept += [_frozen(row) for row in zip(*getattr(batch, table).values(), strict=True)]
@@ -87,15 +90,24 @@ def folded(stream: Stream, cuts: frozenset[int] = frozenset(), kills: frozenset[
 
 
 def a_busy_stream(seed: int, runs: int = 4, junk: bool = True) -> Stream:
-    """Several runs at once, with retries, failures, calls, ends, late results and messages that are no events."""
+    """Several runs at once, with questions, retries, failures, calls, ends, late results and messages that are none."""
     chance = random.Random(seed)
     stream = Stream()
-    made = controls.plan(controls.step("a", max_attempts=2), controls.step("b", needs=["a"]))
+    plain = controls.plan(controls.step("a", max_attempts=2), controls.step("b", needs=["a"]))
+    gated = controls.plan(*plain.steps, directive=controls.directive(approval_required=True, approvals_needed=2))
     scripts: list[list[tuple[str, Any]]] = []
     for _ in range(runs):
         run = stream.goal(chance.choice([b'{"tasks":["noop"]}', b'{"goal":"check logs"}', b"no goal", b"\xff"]))
+        asks = chance.random() < 0.4
+        questions: list[tuple[str, Any]] = [
+            (approval_requested(run, "run"), controls.asked(run=run, plan_hash=gated.plan_hash)),
+            (approval_granted(run, "run", "ann"), controls.granted(run=run, plan_hash=gated.plan_hash)),
+            (approval_granted(run, "run", "eve"), controls.granted(run=run, plan_hash="another")),
+            (approval_granted(run, "run", "bob"), controls.granted(run=run, plan_hash=gated.plan_hash)),
+        ]
         script: list[tuple[str, Any]] = [
-            (plan_created(run), made),
+            (plan_created(run), gated if asks else plain),
+            *(questions if asks else []),
             (run_queued(run), controls.queued()),
             (run_started(run), controls.started()),
             (step_dispatched(run, "a", 1, "noop"), controls.dispatched()),
