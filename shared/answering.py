@@ -22,6 +22,7 @@ from shared.showing import asked
 from shared.story import Story, read_story
 from shared.subjects import EVENTS, approval_granted, approval_rejected, run_cancel_requested
 
+REASON_CHARS_MAX = 2_000
 TRIES = 2
 READ_BACK_S = 3.0
 PAUSE_S = 0.05
@@ -64,7 +65,7 @@ def question(run: Run, step: str | None) -> str:
     if step is None and run.ended:
         raise AlreadySaid(f"run {run.id} has ended already: {run.status}")
     if step is None or step not in questions:
-        where = "" if step is None else f" for {name_of(step)}"
+        where = "" if step is None else f" for {name_of(step[:64])}"
         others = f"; it asks for {', '.join(waiting)}" if waiting else ""
         raise NotFound(f"run {run.id} ({run.status}) asks nothing{where}{others}", field="step")
     if not questions[step].is_open:
@@ -85,14 +86,25 @@ def refused(run: Run, step: str, *, granted: bool, principal: str = "") -> str:
 
 async def answer(bus: Bus, run: Run, step: str, *, granted: bool, reason: str = "", principal: str = "") -> Said:
     """Say yes or no to the question of this run as it was read. `Unavailable` when nobody knows what became of it."""
-    return await _say(bus, run, _subject(run.id, step, granted, principal), _body(run, step, granted, reason))
+    body = _body(run, step, granted, _checked(reason))
+    return await _say(bus, run, _subject(run.id, step, granted, principal), body)
 
 
 async def cancel(bus: Bus, run: Run, *, reason: str = "", principal: str = "") -> Said:
     """Ask for the end of this run. `AlreadySaid` when it has ended."""
     if run.ended:
         raise AlreadySaid(f"run {run.id} has ended already: {run.status}")
-    return await _say(bus, run, run_cancel_requested(run.id, principal), encode({"reason": reason}))
+    return await _say(bus, run, run_cancel_requested(run.id, principal), encode({"reason": _checked(reason)}))
+
+
+def _checked(reason: str) -> str:
+    if len(reason) > REASON_CHARS_MAX:
+        raise Malformed(f"it has {len(reason)} characters; at most {REASON_CHARS_MAX}", field="reason")
+    try:
+        reason.encode()
+    except UnicodeEncodeError as error:
+        raise Malformed("it holds bytes that are not text", field="reason") from error
+    return reason
 
 
 def _ending(run: Run) -> str:

@@ -32,7 +32,7 @@ async def test_an_artifact_comes_as_it_was_put(web: aiohttp.ClientSession, outsi
     assert listed == [
         {
             "name": "findings.json", "step": "elsewhere", "sha256": digest, "size_bytes": len(data),
-            "media_type": "application/json", "url": f"/api/runs/{run}/artifacts/findings.json",
+            "media_type": "application/json", "from_run": None, "url": f"/api/runs/{run}/artifacts/findings.json",
         }
     ]  # fmt: skip
     async with web.get(listed[0]["url"]) as answer:

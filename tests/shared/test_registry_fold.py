@@ -6,12 +6,14 @@ It stands here with the fold of runs that it is made of.
 import random
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.registry.fold import Batch, Fold
 from shared.events import encode
+from shared.plan import Reused
 from shared.status import RUN_ENDS
 from shared.subjects import (
     approval_granted,
@@ -229,6 +231,26 @@ def test_a_runs_tokens_are_the_sum_of_its_calls_that_counted() -> None:
         calls = [call for call in tables.rows["llm_calls"] if call[2] == row[0] and call[0] in applied]
         assert row[13] == sum(call[7] or 0 for call in calls)
         assert row[14] == sum(call[8] or 0 for call in calls)
+
+
+def test_a_question_is_a_row_with_the_answers_that_counted() -> None:
+    """The stranger's answer to another question is an event and no approval."""
+    approvals = [row for seed in range(20) for row in folded(a_busy_stream(seed, junk=False)).rows["approvals"]]
+    approved = [row for row in approvals if row[5] == "approved"]
+    assert approved and len(approved) < len(approvals)
+    assert {row[12] for row in approved} == {("ann", "bob")}
+    assert {row[3] for row in approvals} == {"run 2 steps: a (noop), b (noop)"}  # the plan says so, not the message
+
+
+def test_a_step_that_was_reused_hands_on_its_artifacts() -> None:
+    kept = msgspec.structs.replace(controls.artifact(), from_run=1)
+    reused = {"a": Reused(outputs={"n": 1}, artifacts=[kept])}
+    stream = Stream()
+    stream.planned()
+    run = stream.planned(controls.plan(controls.step("a"), controls.step("b"), retry_of=1, reused=reused))
+    rows = folded(stream).rows
+    assert [(row[0], row[1], row[2], row[6]) for row in rows["artifacts"]] == [(run, "a", "report.md", 1)]
+    assert [row[14] for row in rows["steps"] if row[0] == run] == [1, None]
 
 
 def test_a_call_of_a_run_that_never_was_is_no_call() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cli.follow import summary
 from shared.bus import Bus
 from shared.plan import Directive
 from shared.story import read_story
@@ -44,11 +45,20 @@ async def submitted(remit: Stack, client: Bus, name: str, *argv: str) -> int:
     return run
 
 
-def shown(remit: Stack, run: int) -> dict[str, Any]:
-    done = remit.remit("show", str(run), "-o", "json")
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+async def shown(client: Bus, run: int) -> dict[str, Any]:
+    """The run as `remit show` says it."""
+    found: dict[str, Any] = msgspec.to_builtins(summary(await read_story(client, run)))
     return found
+
+
+async def ended(client: Bus, run: int) -> dict[str, Any]:
+    """The run once it is over."""
+
+    async def over() -> bool:
+        return (await read_story(client, run)).run.ended
+
+    await conftest.until(over)
+    return await shown(client, run)
 
 
 def listed(remit: Stack, *argv: str) -> list[dict[str, Any]]:
@@ -58,17 +68,16 @@ def listed(remit: Stack, *argv: str) -> list[dict[str, Any]]:
     return rows
 
 
-def notes(remit: Stack, run: int, subject: str) -> list[str | None]:
-    """What `remit events` says of each message on a subject of the run."""
-    events = json.loads(remit.remit("events", str(run), "-o", "json").stdout)
-    return [one["note"] for one in events if one["subject"] == subject]
+async def notes(client: Bus, run: int, subject: str) -> list[str]:
+    """Why each message on a subject of the run changed nothing; "" when it did."""
+    return [told.note for told in (await read_story(client, run)).told if told.subject == subject]
 
 
 async def test_a_yes_lets_the_run_begin(remit: Stack, client: Bus) -> None:
     """It waits, is listed, is approved, runs, and its record says by whom and why."""
     await directive(client, "asks")
     run = await submitted(remit, client, "asks")
-    waiting = shown(remit, run)
+    waiting = await shown(client, run)
     assert (waiting["status"], waiting["started_at"]) == ("awaiting_approval", None)
     until(lambda: [row for row in listed(remit) if row["run"] == run], "the registry lists it")
     [row] = listed(remit, str(run))
@@ -82,7 +91,7 @@ async def test_a_yes_lets_the_run_begin(remit: Stack, client: Bus) -> None:
     watched = remit.remit("watch", str(run))
     assert watched.returncode == 0
     assert "approved by ann (1 of 1): looked at it" in watched.stderr
-    [approval] = shown(remit, run)["approvals"]
+    [approval] = (await shown(client, run))["approvals"]
     assert (approval["status"], approval["approved_by"], approval["reason"]) == ("approved", ["ann"], "looked at it")
     until(lambda: [row["status"] for row in listed(remit, str(run), "--all")] == ["approved"], "the registry knows")
     assert listed(remit, str(run)) == []
@@ -94,7 +103,7 @@ async def test_a_no_ends_the_run_with_its_reason(remit: Stack, client: Bus) -> N
     assert remit.remit("reject", str(run), "--as", "bob", "--reason", "not tonight").returncode == 0
     watched = remit.remit("watch", str(run))
     assert watched.returncode == 3
-    found = shown(remit, run)
+    found = await shown(client, run)
     assert (found["status"], found["reason"]) == ("rejected", "the run was rejected by bob: not tonight")
     assert found["started_at"] is None
     late = remit.remit("approve", str(run), "--as", "ann")
@@ -108,7 +117,7 @@ async def test_nobody_answers_and_the_question_expires(remit: Stack, client: Bus
     watched = remit.remit("watch", str(run))
     assert watched.returncode == 3
     assert "not approved in time" in watched.stderr
-    [approval] = shown(remit, run)["approvals"]
+    [approval] = (await shown(client, run))["approvals"]
     assert (approval["status"], approval["approved_by"], approval["is_open"]) == ("expired", [], False)
     late = remit.remit("approve", str(run), "run", "--as", "ann")
     assert late.returncode == 3 and "expired before" in late.stderr
@@ -129,10 +138,10 @@ async def test_two_of_three_have_to_say_yes(remit: Stack, client: Bus) -> None:
     assert "recorded, but it does not count: eve is not among the approvers (ann, bob, cy)" in stranger.stderr
     nobody = remit.remit("approve", str(run))
     assert nobody.returncode == 3 and "somebody is not among the approvers" in nobody.stderr
-    assert shown(remit, run)["status"] == "awaiting_approval"
+    assert (await shown(client, run))["status"] == "awaiting_approval"
     assert remit.remit("approve", str(run), "--as", "cy").returncode == 0
-    assert remit.remit("watch", str(run)).returncode == 0
-    assert shown(remit, run)["approvals"][0]["approved_by"] == ["ann", "cy"]
+    assert (await ended(client, run))["status"] == "succeeded"
+    assert (await shown(client, run))["approvals"][0]["approved_by"] == ["ann", "cy"]
 
 
 async def test_who_asked_may_not_approve(remit: Stack, client: Bus) -> None:
@@ -142,14 +151,14 @@ async def test_who_asked_may_not_approve(remit: Stack, client: Bus) -> None:
     own = remit.remit("approve", str(run), "--as", "ann")
     assert own.returncode == 3 and "who asked (ann) may not approve" in own.stderr
     assert remit.remit("approve", str(run)).returncode == 3
-    assert shown(remit, run)["approvals"][0]["requester"] == "ann"
+    assert (await shown(client, run))["approvals"][0]["requester"] == "ann"
     assert remit.remit("approve", str(run), "--as", "bob").returncode == 0
-    assert remit.remit("watch", str(run)).returncode == 0
+    assert (await ended(client, run))["status"] == "succeeded"
 
     await directive(client, "trusts", requester_may_approve=True)
     trusted = await submitted(remit, client, "trusts", "--as", "ann")
     assert remit.remit("approve", str(trusted), "--as", "ann").returncode == 0
-    assert remit.remit("watch", str(trusted)).returncode == 0
+    assert (await ended(client, trusted))["status"] == "succeeded"
 
 
 async def test_an_answer_to_another_question_does_not_count_and_is_in_nobody_s_way(
@@ -161,13 +170,13 @@ async def test_an_answer_to_another_question_does_not_count_and_is_in_nobody_s_w
     forged = {"run": run, "step": "run", "plan_hash": "0" * 64, "answer": "granted"}
     wire.request(approval_granted(run, "run", "ann"), json.dumps(forged).encode())
     wire.request(approval_granted(run, "run"), b'{"stream":"EVENTS","seq":7}')
-    assert shown(remit, run)["status"] == "awaiting_approval"
-    [note] = notes(remit, run, approval_granted(run, "run", "ann"))
-    assert note is not None and "another question" in note
+    assert (await shown(client, run))["status"] == "awaiting_approval"
+    [note] = await notes(client, run, approval_granted(run, "run", "ann"))
+    assert "another question" in note
     said = remit.remit("approve", str(run), "--as", "ann")
     assert said.returncode == 0, said.stderr
-    assert notes(remit, run, approval_granted(run, "run", "ann"))[1] is None
-    assert remit.remit("watch", str(run)).returncode == 0
+    assert (await notes(client, run, approval_granted(run, "run", "ann")))[1] == ""
+    assert (await ended(client, run))["status"] == "succeeded"
 
 
 async def test_a_yes_from_any_client_counts_when_it_is_to_the_question(remit: Stack, client: Bus, wire: Wire) -> None:
@@ -178,7 +187,7 @@ async def test_a_yes_from_any_client_counts_when_it_is_to_the_question(remit: St
     [asked] = [one["data"] for one in events if one["subject"] == f"approval.requested.{run}.run"]
     yes = {name: asked[name] for name in ("run", "step", "plan_hash")}
     wire.request(approval_granted(run, "run", "ann"), json.dumps(yes).encode())
-    assert remit.remit("watch", str(run)).returncode == 0
+    assert (await ended(client, run))["status"] == "succeeded"
 
 
 async def test_what_is_not_asked_cannot_be_answered(remit: Stack, client: Bus, wire: Wire) -> None:
@@ -187,7 +196,7 @@ async def test_what_is_not_asked_cannot_be_answered(remit: Stack, client: Bus, w
     missing = remit.remit("approve", str(run), "noop")
     assert missing.returncode == 6 and "asks nothing for step noop; it asks for run" in missing.stderr
     free = wire.request(goal_submitted(), b'{"tasks": ["noop"]}')["seq"]
-    assert remit.remit("watch", str(free)).returncode == 0
+    assert (await ended(client, free))["status"] == "succeeded"
     assert "has ended already" in remit.remit("approve", str(free)).stderr
     assert remit.remit("approve", str(10**15)).returncode == 6
 
