@@ -96,6 +96,7 @@ PURE = (
     "shared/plan.py",
     "shared/redact.py",
     "shared/run.py",
+    "shared/showing.py",
     "shared/status.py",
     "shared/subjects.py",
     "services/planner/checks.py",
