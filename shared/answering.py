@@ -71,7 +71,7 @@ def question(run: Run, step: str | None) -> str:
     if not questions[step].is_open:
         decided = questions[step].status
         how = f"was {decided} before" if decided != "pending" else f"is not asked any more: {_ending(run)}"
-        raise AlreadySaid(f"{name_of(step)} of run {run.id} {how}")
+        raise AlreadySaid(f"run {run.id} {how}" if step == GATE else f"step {step} of run {run.id} {how}")
     return step
 
 
