@@ -59,6 +59,8 @@ def refusal(run: Run, event: Event) -> str:
         return "nothing was asked here"
     if approval.status != "pending":
         return f"it was {approval.status} before"
+    if run.stop is not None:
+        return f"the run is ending: {run.stop.reason}"
     if body.run != run.id or body.step != event.step or body.plan_hash != run.plan.plan_hash:
         return "the answer is to another question: its run, step and plan_hash must be those of the request"
     if event.at_ns >= approval.expires_ns:

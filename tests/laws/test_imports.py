@@ -99,6 +99,7 @@ PURE = (
     "shared/redact.py",
     "shared/run.py",
     "shared/schedule.py",
+    "shared/showing.py",
     "shared/status.py",
     "shared/subjects.py",
     "services/planner/checks.py",
