@@ -38,6 +38,10 @@ def requested(run: Run, event: Event) -> Run:
     if isinstance(event.body, ApprovalRequested):
         with contextlib.suppress(ValueError):  # a stranger's: the plan's own time holds
             expires_ns = min(expires_ns, parse_ns(event.body.expires_at))
+    if event.at_ns >= expires_ns:
+        # Its timer has fired before: whoever was to say the question was away for so long.
+        late = Approval(event.at_ns, expires_ns, status="expired", decided_ns=event.at_ns)
+        return _stopped(run, event, late, Stop("rejected", f"{_name(event.step)} was not approved in time"))
     asked = {**run.approvals, event.step: Approval(event.at_ns, expires_ns)}
     run = replace(run, approvals=asked, at_ns=event.at_ns)
     if event.step == GATE:

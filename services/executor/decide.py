@@ -295,7 +295,7 @@ def _ask(run: Run, step: str) -> list[Fact]:
     if known is not None:
         # Asked already. The timer is there, unless a stranger has asked.
         return [_timer(run, f"approval.{step}", known.expires_ns)] if known.status == "pending" else []
-    expires_ns = run.at_ns + directive.approval_expires_s * NS_PER_S
+    expires_ns = run.ready_ns(step) + directive.approval_expires_s * NS_PER_S
     steps = plan.steps if step == GATE else [plan.by_id[step]]
     inputs: dict[str, Any] = {} if step == GATE else steps[0].inputs
     body = ApprovalRequested(
