@@ -17,8 +17,13 @@ from cli.speak import ends_well, nats_option, talk
 from shared.bus import bare, connect
 from shared.config import HTTP_DEFAULT, data_dir, host_name
 from shared.errors import RemitError
+from shared.streams import REPLICAS, ensure
 
 NATS_PORT = 4222
+REPLICAS_HELP = (
+    "On how many servers of a NATS cluster each stream is kept: with 3, one may die, with 5 two. It needs a cluster of "
+    "at least so many. Streams that exist with fewer get more, never fewer."
+)
 HTTP_PORT = int(HTTP_DEFAULT.rsplit(":", 1)[1])
 
 
@@ -36,22 +41,34 @@ def held(directory: Path) -> Iterator[None]:
 
 @click.command()
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where everything is kept (default: XDG state).")
-@click.option("--nats", help="Use the NATS at this URL instead of starting one.")
+@click.option("--nats", metavar="URL[,URL]", help="Use the NATS at this URL, or the cluster at these.")
 @click.option("--nats-port", default=NATS_PORT, type=click.IntRange(0, 65535), help="0: any free one.")
 @click.option("--http-port", default=HTTP_PORT, type=click.IntRange(0, 65535), help="0: any free one.")
 @click.option("--host", help="This host's name in Remit (default: the machine's).")
-@click.option("--replicas", default=1, type=click.IntRange(1, 5), help="Of each stream, on a NATS cluster.")
+@click.option(
+    "--replicas",
+    default="1",
+    show_default=True,
+    envvar="REMIT_REPLICAS",
+    show_envvar=True,
+    type=click.Choice([str(count) for count in REPLICAS]),
+    help=REPLICAS_HELP,
+)
 @ends_well
 def up(
-    data_dir: Path | None, nats: str | None, nats_port: int, http_port: int, host: str | None, replicas: int
+    data_dir: Path | None, nats: str | None, nats_port: int, http_port: int, host: str | None, replicas: str
 ) -> None:
     """Run the whole stack in the foreground until Ctrl-C.
 
     One process a service, started again when it dies; Ctrl-C lets what runs finish.
     """
+    if int(replicas) > 1 and not nats:
+        raise click.UsageError(
+            f"--replicas {replicas} (or REMIT_REPLICAS) needs a NATS cluster; name its servers: --nats URL,URL,URL"
+        )
     where = _directory(data_dir)
     with held(where):
-        raise SystemExit(asyncio.run(_up(where, nats, nats_port, http_port, host or host_name(), replicas)))
+        raise SystemExit(asyncio.run(_up(where, nats, nats_port, http_port, host or host_name(), int(replicas))))
 
 
 def _directory(given: Path | None) -> Path:
@@ -78,7 +95,10 @@ async def _up(where: Path, nats: str | None, nats_port: int, http_port: int, hos
     keeper = Keeper(where, talk)
     try:
         if nats:
-            await (await connect(nats, "remit-up")).close()
+            bus = await connect(nats, "remit-up")
+            if replicas > 1:  # what cannot be is told here, not in the log of each service
+                await ensure(bus, replicas)
+            await bus.close()
             url = nats
         else:
             url = await keeper.start_nats(nats_port)
@@ -143,14 +163,18 @@ def _service(name: str) -> click.Command:
     @click.option("--host", help="This host's name in Remit (default: the machine's).")
     @click.option("--data-dir", type=click.Path(path_type=Path), help="Where files are kept (default: XDG state).")
     @click.option("--http", metavar="HOST:PORT", help=f"Where the gateway listens (default: {HTTP_DEFAULT}).")
-    @click.option("--replicas", type=click.IntRange(1, 5), help="Of each stream that has to be made.")
+    @click.option(
+        "--replicas",
+        type=click.Choice([str(count) for count in REPLICAS]),
+        help=f"{REPLICAS_HELP}  [env var: REMIT_REPLICAS; default: 1]",
+    )
     @nats_option
-    def run(host: str | None, data_dir: Path | None, http: str | None, replicas: int | None) -> None:
+    def run(host: str | None, data_dir: Path | None, http: str | None, replicas: str | None) -> None:
         for variable, value in (
             ("REMIT_HOST", host),
             ("REMIT_DATA_DIR", str(data_dir.absolute()) if data_dir else None),
             ("REMIT_HTTP", http),
-            ("REMIT_REPLICAS", str(replicas) if replicas else None),
+            ("REMIT_REPLICAS", replicas),
         ):
             if value:
                 os.environ[variable] = value

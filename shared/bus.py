@@ -34,6 +34,8 @@ REQUEST_TIMEOUT_S = 5.0
 OBJECT_TIMEOUT_S = 120.0  # a missing body hangs for ever otherwise
 PENDING_BYTES_MAX = 64 * 1024 * 1024
 STREAM_NOT_FOUND = 10059
+NO_MESSAGE = 10037
+NOT_NOW = 503  # a cluster that elects a leader, most of all
 
 # What a subscription's handler gets: subject, data, reply subject, headers (None when there are none).
 Handler = Callable[[str, bytes, str, Mapping[str, str] | None], Awaitable[object] | None]
@@ -137,10 +139,17 @@ class Bus:
 
         return stop
 
-    async def request(self, subject: str, data: bytes = b"", *, timeout_s: float = REQUEST_TIMEOUT_S) -> bytes:
+    async def request(
+        self,
+        subject: str,
+        data: bytes = b"",
+        *,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+        headers: dict[str, str] | None = None,
+    ) -> bytes:
         """One question, one answer. `Unavailable` when nobody listens or nobody answers in time."""
         try:
-            answer = await self._client.request(subject, data, timeout=timeout_s)
+            answer = await self._client.request(subject, data, timeout=timeout_s, headers=headers)
         except nats.errors.NoRespondersError as error:
             raise Unavailable(f"nobody answers {subject}") from error
         except (nats.errors.TimeoutError, TimeoutError) as error:
@@ -210,29 +219,44 @@ class Bus:
         if error := answer.get("error"):
             if error.get("err_code") == STREAM_NOT_FOUND:
                 raise StreamMissing(f"no stream for {what} on this NATS: is `remit up` running?")
+            if error.get("code") == NOT_NOW:
+                raise Unavailable(f"JetStream says: {error.get('description', 'not now')} ({error.get('err_code', 0)})")
             raise ApiError(error.get("err_code", 0), error.get("description", "unknown error"))
         return answer
 
     async def stored(self, stream: str, seq: int) -> tuple[str, int, bytes] | None:
-        """Subject, stamp (nanoseconds) and data of message `seq`, or None when there is none."""
+        """Subject, stamp (nanoseconds) and data of message `seq`, or None when there is none.
+
+        In a cluster the node that answers may not have it yet; the leader then knows.
+        """
         found = await self.direct(stream, {"seq": seq})
-        return (found[0][0], found[0][2], found[0][3]) if found and found[0][1] == seq else None
+        message = found[0] if found and found[0][1] == seq else await self._of_leader(stream, {"seq": seq})
+        return (message[0], message[2], message[3]) if message else None
 
     async def last_on(self, stream: str, subject: str) -> tuple[int, bytes] | None:
         """Sequence and data of the newest message on `subject`, from the leader, or None."""
+        found = await self._of_leader(stream, {"last_by_subj": subject})
+        return (found[1], found[3]) if found else None
+
+    async def _of_leader(self, stream: str, query: dict[str, Any]) -> tuple[str, int, int, bytes] | None:
+        """The one message that answers `query`, as `direct` gives it, from the node that every write goes through."""
         try:
-            answer = await self.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+            message = (await self.api(f"STREAM.MSG.GET.{stream}", query))["message"]
         except ApiError as error:
-            if error.code == 10037:
+            if error.code == NO_MESSAGE:
                 return None
             raise
-        message = answer["message"]
-        return message["seq"], msgspec.json.decode(f'"{message.get("data", "")}"', type=bytes)
+        data = msgspec.json.decode(f'"{message.get("data", "")}"', type=bytes)
+        return message["subject"], message["seq"], parse_ns(message["time"]), data
 
     async def direct(
         self, stream: str, query: dict[str, Any], *, timeout_s: float = REQUEST_TIMEOUT_S
     ) -> list[tuple[str, int, int, bytes]]:
-        """A direct get: `(subject, seq, at_ns, data)` of each message that answers `query`, in stream order."""
+        """A direct get: `(subject, seq, at_ns, data)` of each message that answers `query`, in stream order.
+
+        In a cluster any node may answer, and one that is behind answers from an earlier moment of the stream. What
+        must know of a write that was acked a moment ago asks `last_on` or `stored`.
+        """
         found: list[tuple[str, int, int, bytes]] = []
         over = asyncio.get_running_loop().create_future()
         many = "multi_last" in query or "batch" in query
@@ -271,13 +295,10 @@ class Bus:
         return self._buckets[bucket]
 
     async def kv_get(self, bucket: str, key: str) -> tuple[bytes, int] | None:
-        """Value and revision of `key`, or None."""
-        with _told(f"{bucket}/{key}"):
-            try:
-                entry = await (await self._bucket(bucket)).get(key)
-            except nats.js.errors.KeyNotFoundError:  # a deleted key is one of these, too
-                return None
-            return entry.value or b"", entry.revision
+        """Value and revision of `key`, or None. From the leader: the client's own form may not see what it just put."""
+        found = await self.last_on(f"KV_{bucket}", f"$KV.{bucket}.{key}")
+        # What tells a deletion is an empty message: a value of Remit is never empty.
+        return (found[1], found[0]) if found and found[1] else None
 
     async def kv_put(self, bucket: str, key: str, value: bytes, *, revision: int | None = None) -> int:
         """Store `value`, the new revision comes back; with `revision`, only over that one (0: only if absent)."""
@@ -396,7 +417,13 @@ def _told(what: str) -> Any:
         yield
     except (nats.js.errors.BucketNotFoundError, nats.js.errors.NotFoundError) as error:
         raise Unavailable(f"{what} does not exist on this NATS: is `remit up` running?") from error
-    except (nats.errors.TimeoutError, TimeoutError, nats.errors.NoRespondersError) as error:
+    except (
+        nats.errors.TimeoutError,
+        TimeoutError,
+        nats.errors.NoRespondersError,
+        nats.js.errors.NoStreamResponseError,  # the stream has no leader just now
+        nats.js.errors.ServiceUnavailableError,
+    ) as error:
         raise Unavailable(f"{what}: NATS did not answer") from error
     except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
         raise Unavailable(f"NATS is not reachable: {error}") from error

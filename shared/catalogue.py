@@ -29,6 +29,11 @@ TASKS: tuple[TaskSpec, ...] = (
         timeout_s=120,
     ),
     TaskSpec(name="noop", description="Does nothing and succeeds; for measuring and for tests", timeout_s=60),
+    TaskSpec(
+        name="sleep",
+        description="Sleeps for `seconds` in a process of its own; for trying out limits and cancelling",
+        timeout_s=3_600,
+    ),
     TaskSpec(name="fail", description="Fails, always; for tests", timeout_s=60, max_attempts=1),
 )
 

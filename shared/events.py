@@ -7,14 +7,14 @@ has no `outputs`, cannot be read, and counts as nothing.
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from shared.plan import GATE, PLAN_STEPS_MAX, Count, Goal, Plan, hash_of, wait_problem
 from shared.plan import Artifact as Artifact
 from shared.status import RunStatus, StepStatus
-from shared.subjects import RUN_DIGITS_MAX, is_principal, is_step_id
+from shared.subjects import RUN_DIGITS_MAX, is_principal, is_schedule_name, is_step_id
 
 OUTPUTS_BYTES_MAX = 65_536  # what a step hands to later steps; anything big is an artifact
 ATTEMPT_MAX = 1_000
@@ -227,6 +227,18 @@ class PlanCreated(Plan, frozen=True, kw_only=True):
             raise ValueError("the plan names a step that it does not have")
 
 
+class ScheduleTicked(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one nominal tick. When it is to run, its goal is here: whatever is changed meanwhile."""
+
+    due: str
+    outcome: Literal["ran", "late", "caught_up", "coalesced", "skipped"]
+    reason: str = ""
+    schedule_version: int = 0
+    zone: str = "UTC"
+    local: str = ""
+    goal: dict[str, Any] | None = None
+
+
 class Unreadable(msgspec.Struct, frozen=True):
     """What lies on an engine subject and is not that event; it is kept, counted, and means nothing."""
 
@@ -253,6 +265,7 @@ Body = (
     | LlmCalled
     | TimerFired
     | RunCompleted
+    | ScheduleTicked
     | Unreadable
 )
 
@@ -280,6 +293,12 @@ KINDS: dict[str, tuple[type, int, int]] = {
 _DECODERS: dict[str, tuple[Callable[[bytes], Any], int, int]] = {
     kind: (msgspec.json.Decoder(struct).decode, least, most) for kind, (struct, least, most) in KINDS.items()
 }
+# What belongs to a schedule and to no run: the third token is a name, `Event.run` is 0.
+OF_SCHEDULES: dict[str, type] = {"schedule.ticked": ScheduleTicked, "timer.fired": TimerFired}
+_SCHEDULE_DECODERS: dict[str, Callable[[bytes], Any]] = {
+    kind: msgspec.json.Decoder(struct).decode for kind, struct in OF_SCHEDULES.items()
+}
+TICK_DIGITS_MAX = 11
 PLAN_CACHED_BYTES_MAX = 16_384
 
 
@@ -332,7 +351,7 @@ class Event(msgspec.Struct):
     """One stored message: its place in the order, the server's stamp, and what it says.
 
     `kind` is `noun.verb`; `run` is 0 when the subject names none; `attempt` is 0 where there is none; `tail`
-    is the last token where the kind has one: a task, a principal, a call.
+    is the last token where the kind has one: a task, a principal, a call; a schedule's name, and its tick behind a dot.
     """
 
     seq: int
@@ -362,7 +381,7 @@ def read(subject: str, seq: int, at_ns: int, data: bytes) -> Event:
     run = _number(parts[2], RUN_DIGITS_MAX) if len(parts) > 2 else 0
     known = _DECODERS.get(kind)
     if known is None or run == 0:
-        return Event(seq, at_ns, kind, run, Unreadable("no event of Remit has this subject"))
+        return _of_schedule(parts, Event(seq, at_ns, kind, run, None), data)
     decode, least, most = known
     rest = len(parts) - 3
     event = Event(seq, at_ns, kind, run, None)
@@ -388,6 +407,28 @@ def read(subject: str, seq: int, at_ns: int, data: bytes) -> Event:
     try:
         data.decode()  # msgspec passes over broken text in fields that it skips, and not every store would
         event.body = decode(data)
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        event.body = Unreadable(str(error)[:300])
+    return event
+
+
+def _of_schedule(parts: list[str], event: Event, data: bytes) -> Event:
+    """A schedule's tick or alarm; every other subject without a run is nobody's."""
+    if event.kind == "timer.fired" and len(parts) == 4 and parts[2] == "schedule" and is_schedule_name(parts[3]):
+        event.tail = parts[3]
+    elif (
+        event.kind == "schedule.ticked"
+        and len(parts) == 4
+        and is_schedule_name(parts[2])
+        and _number(parts[3], TICK_DIGITS_MAX)
+    ):
+        event.tail = f"{parts[2]}.{parts[3]}"
+    else:
+        event.body = Unreadable("no event of Remit has this subject")
+        return event
+    try:
+        data.decode()
+        event.body = _SCHEDULE_DECODERS[event.kind](data)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         event.body = Unreadable(str(error)[:300])
     return event

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from shared.bus import ApiError, Bus, StreamMissing
+from shared.bus import REQUEST_TIMEOUT_S, ApiError, Bus, StreamMissing
 from shared.errors import RemitError, Unavailable
 from shared.streams import standing
 
@@ -31,6 +31,10 @@ SILENCE_S = 2.5
 NS = 1_000_000_000
 CONSUMER_GONE_S = 300  # how long the server keeps a reader's consumer that nobody pulls
 RETRY_S = 0.25
+AGAIN_S = 2.0  # a stream without a leader does not answer, nor does a consumer that was put on a node that has died
+# A node of a cluster that was the leader and does not know yet that it is not tells an old end. A store that was cut
+# goes on telling it.
+SHORT_MOST = 8
 
 _names = itertools.count(1)
 
@@ -234,13 +238,16 @@ class Reader:
         self._keeper: asyncio.Task[None] | None = None
         self._forget: Callable[[], None] | None = None
         self._consumer_seq = 0
+        self._patience_s = REQUEST_TIMEOUT_S
         self._created = ""
+        self._short = 0  # times in a row that the stream was said to end before our position
         self._at_rest = asyncio.Event()  # no message is in the handler's hand
         self._at_rest.set()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> "Reader":
         await self._open()
+        self._patience_s = AGAIN_S
         self._forget = self._bus.on_reconnected(self._reconnected)
         self._keeper = asyncio.create_task(self._keep())
         return self
@@ -268,9 +275,8 @@ class Reader:
             self._pulls = None
         await self._check_stream()
         config = self._config()
-        await self._bus.api(
-            f"CONSUMER.CREATE.{self._stream}.{config['name']}", {"stream_name": self._stream, "config": config}
-        )
+        body = {"stream_name": self._stream, "config": config}
+        await self._bus.api(f"CONSUMER.CREATE.{self._stream}.{config['name']}", body, timeout_s=self._patience_s)
         self._consumer = config["name"]
         self._consumer_seq = 0
         self._pulls = _Pulls(self._bus, self._stream, self._consumer, self._batch, self._deliver)
@@ -278,13 +284,16 @@ class Reader:
 
     async def _check_stream(self) -> None:
         """Raise `StreamMissing` when this is not the stream that was read so far: a store that was lost or cut."""
-        created, end = await standing(self._bus, self._stream)
+        created, end = await standing(self._bus, self._stream, timeout_s=self._patience_s)
         if not self._created:
             self._created = created
         elif created != self._created:
             raise StreamMissing(f"{self._stream} was made anew on {created}; its events are others")
         elif end < self.position:
-            raise StreamMissing(f"{self._stream} ends at {end}, before event {self.position}")
+            self._short += 1
+            cut = f"{self._stream} ends at {end}, before event {self.position}"
+            raise StreamMissing(cut) if self._short > SHORT_MOST else Unavailable(cut)
+        self._short = 0
 
     def _config(self) -> dict[str, Any]:
         name = self._bus.inbox().rsplit(".", 1)[-1]

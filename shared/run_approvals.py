@@ -14,6 +14,7 @@ from shared.clock import NS_PER_S, parse_ns
 from shared.events import ApprovalGranted, ApprovalRejected, ApprovalRequested, Event, Unreadable
 from shared.plan import GATE
 from shared.run_state import Approval, Run, Stop
+from shared.subjects import BY_SCHEDULE
 
 ANONYMOUS = "somebody"  # how a reason names who used the bare subject
 
@@ -58,6 +59,8 @@ def refusal(run: Run, event: Event) -> str:
         return "nothing was asked here"
     if approval.status != "pending":
         return f"it was {approval.status} before"
+    if run.stop is not None:
+        return f"the run is ending: {run.stop.reason}"
     if body.run != run.id or body.step != event.step or body.plan_hash != run.plan.plan_hash:
         return "the answer is to another question: its run, step and plan_hash must be those of the request"
     if event.at_ns >= approval.expires_ns:
@@ -67,7 +70,8 @@ def refusal(run: Run, event: Event) -> str:
         return f"{who or ANONYMOUS} is not among the approvers ({', '.join(directive.approvers)})"
     if isinstance(body, ApprovalRejected):
         return ""
-    if not directive.requester_may_approve and run.principal and who in ("", run.principal):
+    named = run.principal and not run.principal.startswith(BY_SCHEDULE)  # a schedule does not approve
+    if not directive.requester_may_approve and named and who in ("", run.principal):
         return f"who asked ({run.principal}) may not approve" + ("" if who else ", and a bare subject may be theirs")
     if who in approval.approved_by:
         return f"{who or ANONYMOUS} has approved before"

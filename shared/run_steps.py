@@ -252,6 +252,8 @@ def _deadline(run: Run, event: Event) -> Run:
         return run
     assert run.plan is not None
     before = run.stop
+    if before is not None and not any(state.status == "running" for state in run.steps.values()):
+        return run
     why = f"the time budget of {run.plan.budgets.time_budget_s} s is over"
     run = replace(run, stop=before or Stop("timed_out", why), at_ns=event.at_ns)
     for name, state in run.steps.items():

@@ -6,8 +6,9 @@ TIMERS takes schedules and is written by engine services only; EVENTS sources wh
 
 from typing import Any
 
-from shared.bus import ApiError, Bus
+from shared.bus import REQUEST_TIMEOUT_S, ApiError, Bus
 from shared.catalogue import BUILT_IN
+from shared.errors import RemitError, Unavailable
 from shared.subjects import (
     ARTIFACTS_BUCKET,
     CONFIG_BUCKET,
@@ -26,9 +27,13 @@ KV_HISTORY = 64  # the server's most; directives keep their history here
 ACK_WAIT_S = 30  # the lease: a worker of somebody's own that is silent for so long has lost its step
 OWN_ACK_WAIT_S = 10  # Remit's workers renew their lease three times in it
 PLANNER_ACK_WAIT_S = 5  # planning takes milliseconds
+PENDING_MAX = 20_000  # what may be out at a time where nobody has set a limit
 DUPLICATES_S = 120  # longer than an appender repeats itself without a word from the server
 STREAM_EXISTS = 10058
 CONSUMER_EXISTS = 10148
+NOT_CLUSTERED = 10074
+TOO_FEW_NODES = 10005
+REPLICAS = (1, 3, 5)  # an even number bears the loss of no more nodes than the odd one below it
 
 
 def events(replicas: int) -> dict[str, Any]:
@@ -86,7 +91,28 @@ def objects(name: str, replicas: int) -> dict[str, Any]:
 
 
 async def ensure(bus: Bus, replicas: int = 1) -> None:
-    """Make every stream and the planner's queue. Any service may, at any time, together with others."""
+    """Make every stream and the planner's queue. Any service may, at any time, together with others.
+
+    Streams with fewer replicas than are asked for get more, and none gets fewer: one service that was started without
+    the setting must not undo it. Work queues have as many as their stream, readers one, as they are made anew anyway.
+    """
+    if replicas not in REPLICAS:
+        raise RemitError(f"REMIT_REPLICAS is {replicas}; it must be one of {', '.join(map(str, REPLICAS))}")
+    try:
+        await _ensure(bus, replicas)
+    except ApiError as error:
+        if error.code not in (NOT_CLUSTERED, TOO_FEW_NODES):
+            raise
+        asked = f"REMIT_REPLICAS={replicas} (--replicas) asks for streams on {replicas} NATS servers"
+        if error.code == NOT_CLUSTERED:
+            raise RemitError(
+                f"{asked}, and {bus.server} is a single one: name a cluster's URLs, or leave it out"
+            ) from None
+        # It may be that the others are just starting, so whoever waits for NATS waits for this, too.
+        raise Unavailable(f"{asked}, and the cluster has not so many with JetStream and room") from None
+
+
+async def _ensure(bus: Bus, replicas: int) -> None:
     for config in (
         timers(replicas),
         events(replicas),
@@ -102,19 +128,22 @@ async def ensure(bus: Bus, replicas: int = 1) -> None:
                 raise
             # It is there with other settings: made by an older Remit, or an operator's own limits. Add only what
             # this version cannot do without.
-            await _add_subjects(bus, config)
+            await _add_to(bus, config)
     await planner_queue(bus)
 
 
-async def _add_subjects(bus: Bus, wanted: dict[str, Any]) -> None:
+async def _add_to(bus: Bus, wanted: dict[str, Any]) -> None:
     found = (await bus.api(f"STREAM.INFO.{wanted['name']}"))["config"]
     missing = [subject for subject in wanted["subjects"] if subject not in found["subjects"]]
-    if missing:
+    if missing or found["num_replicas"] < wanted["num_replicas"]:
         found["subjects"] = [*found["subjects"], *missing]
+        found["num_replicas"] = max(found["num_replicas"], wanted["num_replicas"])
         await bus.api(f"STREAM.UPDATE.{wanted['name']}", found)
 
 
-async def work_queue(bus: Bus, durable: str, subjects: list[str], *, ack_wait_s: int = ACK_WAIT_S) -> None:
+async def work_queue(
+    bus: Bus, durable: str, subjects: list[str], *, ack_wait_s: int = ACK_WAIT_S, pending_max: int | None = None
+) -> None:
     """A durable consumer on EVENTS, from the stream's start: what waited for it is delivered."""
     config = {
         "durable_name": durable,
@@ -123,7 +152,7 @@ async def work_queue(bus: Bus, durable: str, subjects: list[str], *, ack_wait_s:
         "ack_wait": ack_wait_s * NS,
         "deliver_policy": "all",
         "max_deliver": -1,
-        "max_ack_pending": 20_000,
+        "max_ack_pending": pending_max or PENDING_MAX,
         "max_waiting": 512,
         "filter_subjects": subjects,
     }
@@ -134,6 +163,16 @@ async def work_queue(bus: Bus, durable: str, subjects: list[str], *, ack_wait_s:
     except ApiError as error:
         if error.code not in (CONSUMER_EXISTS, 10013):
             raise
+        if pending_max is not None:
+            await _set_pending_max(bus, durable, pending_max)
+
+
+async def _set_pending_max(bus: Bus, durable: str, pending_max: int) -> None:
+    found = (await bus.api(f"CONSUMER.INFO.{EVENTS}.{durable}"))["config"]
+    if found.get("max_ack_pending") != pending_max:
+        found["max_ack_pending"] = pending_max
+        request = {"stream_name": EVENTS, "config": found, "action": "update"}
+        await bus.api(f"CONSUMER.CREATE.{EVENTS}.{durable}", request)
 
 
 async def planner_queue(bus: Bus) -> None:
@@ -141,15 +180,19 @@ async def planner_queue(bus: Bus) -> None:
     await work_queue(bus, "planner", list(GOALS), ack_wait_s=PLANNER_ACK_WAIT_S)
 
 
-async def worker_queue(bus: Bus, task: str) -> None:
-    """The queue `worker-<task>` that anybody who performs the task pulls from."""
+async def worker_queue(bus: Bus, task: str, host: str | None = None, *, at_once: int | None = None) -> None:
+    """The queue `worker-<task>` that anybody who performs the task pulls from; with `host`, the one of its own.
+
+    `at_once`: so many steps are out at a time, in the whole fleet; the server holds it.
+    """
     lease_s = ACK_WAIT_S if BUILT_IN.task(task) is None else OWN_ACK_WAIT_S
-    await work_queue(bus, worker_consumer(task), [step_dispatched_to(task)], ack_wait_s=lease_s)
+    durable = worker_consumer(task, host)
+    await work_queue(bus, durable, [step_dispatched_to(task, host)], ack_wait_s=lease_s, pending_max=at_once)
 
 
-async def standing(bus: Bus, stream: str = EVENTS) -> tuple[str, int]:
+async def standing(bus: Bus, stream: str = EVENTS, *, timeout_s: float = REQUEST_TIMEOUT_S) -> tuple[str, int]:
     """When the stream was made, which tells one from another, and its newest sequence."""
-    info = await bus.api(f"STREAM.INFO.{stream}")
+    info = await bus.api(f"STREAM.INFO.{stream}", timeout_s=timeout_s)
     return str(info["created"]), int(info["state"]["last_seq"])
 
 

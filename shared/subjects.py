@@ -27,6 +27,8 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _STEP_ID = re.compile(r"[a-z0-9_-]{1,64}")
 _DIGITS = re.compile(r"[0-9]+")
 
+SCHEDULE_NAME_CHARS_MAX = 40  # `schedule_<name>_<tick>` has to be a principal
+
 # A run id is a stream sequence; anything longer is somebody's joke, and int() of 4,000 digits is a slow one.
 RUN_DIGITS_MAX = 19
 
@@ -42,6 +44,10 @@ def is_step_id(text: str) -> bool:
 def is_principal(text: str) -> bool:
     """Never all digits: `goal.submitted.42` would read as a part of run 42."""
     return is_token(text) and _DIGITS.fullmatch(text) is None
+
+
+def is_schedule_name(text: str) -> bool:
+    return is_principal(text) and len(text) <= SCHEDULE_NAME_CHARS_MAX
 
 
 def token(text: str, field: str) -> str:
@@ -173,6 +179,35 @@ def timer_target(at: str) -> str:
     return f"timer.fired.{at.removeprefix(TIMER_AT)}"
 
 
+# schedule.ticked.<name>.<tick>      <tick> is the epoch second at which it was due
+def schedule_ticked(name: str, tick_s: int) -> str:
+    return f"schedule.ticked.{name}.{tick_s}"
+
+
+def ticks_of(name: str) -> str:
+    return f"schedule.ticked.{name}.*"
+
+
+# timer.at.schedule.<name>  in TIMERS, aimed at  timer.fired.schedule.<name>
+def schedule_alarm(name: str) -> str:
+    return f"timer.at.schedule.{name}"
+
+
+def schedule_alarm_fired(name: str) -> str:
+    return f"timer.fired.schedule.{name}"
+
+
+SCHEDULE_ALARMS = "timer.at.schedule.*"
+
+
+BY_SCHEDULE = "schedule_"
+
+
+def schedule_principal(name: str, tick_s: int) -> str:
+    """Who a tick's goal is said by: one principal a tick, so that a create-only goal is one run."""
+    return f"{BY_SCHEDULE}{name}_{tick_s}"
+
+
 def of_run(run: int) -> tuple[str, str]:
     """The two filters that match every event of a run except its goal, which is message `run` itself."""
     return f"*.*.{run}", f"*.*.{run}.>"
@@ -211,6 +246,10 @@ def task_key(name: str) -> str:
 
 def allow_key(entry_id: str) -> str:
     return f"allow.{entry_id}"
+
+
+def schedule_key(name: str) -> str:
+    return f"schedule.{name}"
 
 
 def artifact(run: int, name: str) -> str:

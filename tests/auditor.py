@@ -53,7 +53,8 @@ class Story:
 def audit(messages: Iterable[Message]) -> list[str]:
     """Every rule that the stream breaks, in words; empty when it breaks none."""
     ordered = sorted(messages, key=lambda message: message[1])
-    return [*_order(ordered), *_subjects(ordered), *_stories(ordered)]
+    ticked, told = _parted(ordered)
+    return [*_order(ordered), *_subjects(ordered), *_ticks(ticked, told), *_stories(told)]
 
 
 def _order(messages: list[Message]) -> list[str]:
@@ -74,6 +75,30 @@ def _subjects(messages: list[Message]) -> list[str]:
             found.append(f"{subject} was said at {seen[subject]} and again at {seq}")
         seen.setdefault(subject, seq)
     return found
+
+
+def _parted(messages: list[Message]) -> tuple[list[Message], list[Message]]:
+    """The ticks of schedules, and all that belongs to runs; the alarms of schedules are left out."""
+    ticked = [message for message in messages if message[0].startswith("schedule.ticked.")]
+    told = [message for message in messages if not message[0].startswith(("schedule.", "timer.fired.schedule."))]
+    return ticked, told
+
+
+def _ticks(ticked: list[Message], told: list[Message]) -> list[str]:
+    """A tick that is to run has one goal, behind it; no other tick has any."""
+    goals: dict[str, list[int]] = defaultdict(list)
+    for subject, seq, _, _ in told:
+        if subject.startswith("goal.submitted.schedule_"):
+            goals[subject].append(seq)
+    found = []
+    for subject, seq, _, data in ticked:
+        _, _, name, tick = subject.split(".")
+        runs = json.loads(data)["outcome"] in ("ran", "late", "caught_up")
+        own = goals.pop(f"goal.submitted.schedule_{name}_{tick}", [])
+        if len(own) != runs:
+            found.append(f"{subject} at {seq} has {len(own)} goals")
+        found += [f"the goal at {goal} comes before its tick at {seq}" for goal in own if goal < seq]
+    return found + [f"{subject} at {seqs[0]} belongs to no tick" for subject, seqs in goals.items()]
 
 
 def _stories(messages: list[Message]) -> list[str]:

@@ -12,16 +12,24 @@ import msgspec
 
 from services.planner.planning import plan as make_plan
 from shared.catalogue import BUILT_IN, Catalogue
-from shared.clock import NS_PER_S
+from shared.clock import NS_PER_S, rfc3339
 from shared.events import (
+    ApprovalExpired,
+    ApprovalGranted,
+    ApprovalRejected,
+    ApprovalRequested,
     Artifact,
     Event,
     GoalRejected,
     LlmCalled,
     PlanCreated,
+    RunCancelRequested,
     RunCompleted,
     RunQueued,
     RunStarted,
+    ScheduleTicked,
+    StepCancelled,
+    StepCancelRequested,
     StepCompleted,
     StepDispatched,
     StepFailed,
@@ -33,14 +41,23 @@ from shared.events import (
 )
 from shared.plan import Budgets, Directive, Goal, Problem, Step, TaskSpec, plan_hash
 from shared.run import Run, begin, evolve
+from shared.run_steps import CANCEL_PATIENCE_S, wait_ends_ns
+from shared.schedule import Schedule
 from shared.subjects import (
+    approval_expired,
+    approval_granted,
+    approval_rejected,
+    approval_requested,
     goal_rejected,
     goal_submitted,
     llm_called,
     plan_created,
+    run_cancel_requested,
     run_completed,
     run_queued,
     run_started,
+    step_cancel_requested,
+    step_cancelled,
     step_completed,
     step_dispatched,
     step_failed,
@@ -137,12 +154,48 @@ def skipped(**changes: Any) -> StepSkipped:
     return StepSkipped(**{"reason": "step a failed", **changes})
 
 
+def cancel_requested(**changes: Any) -> RunCancelRequested:
+    return RunCancelRequested(**{"reason": "wrong host", **changes})
+
+
+def told_to_cancel(**changes: Any) -> StepCancelRequested:
+    return StepCancelRequested(**{"reason": "cancelled by ann: wrong host", **changes})
+
+
+def cancelled(**changes: Any) -> StepCancelled:
+    return StepCancelled(**{"reason": "cancelled by ann: wrong host", "host": "tower", **changes})
+
+
+def asked(run: int = 1, step: str = "a", **changes: Any) -> ApprovalRequested:
+    fields = {"what": "run step a (noop)", "plan_hash": plan().plan_hash, "expires_at": "2027-01-01T00:00:00.000000Z"}
+    return ApprovalRequested(run=run, step=step, **{**fields, **changes})
+
+
+def granted(run: int = 1, step: str = "a", **changes: Any) -> ApprovalGranted:
+    return ApprovalGranted(run=run, step=step, **{"plan_hash": plan().plan_hash, "answer": "granted", **changes})
+
+
+def refused(run: int = 1, step: str = "a", **changes: Any) -> ApprovalRejected:
+    return ApprovalRejected(run=run, step=step, **{"plan_hash": plan().plan_hash, "answer": "rejected", **changes})
+
+
 def called(**changes: Any) -> LlmCalled:
     return LlmCalled(**{"request_model": "small", "outcome": "ok", "input_tokens": 30, "output_tokens": 12, **changes})
 
 
 def fired(**changes: Any) -> TimerFired:
     return TimerFired(**{"due": "2026-11-18T12:00:00.000000Z", **changes})
+
+
+def ticked(**changes: Any) -> ScheduleTicked:
+    fields = {"due": "2026-11-26T01:00:00.000000Z", "outcome": "ran", "goal": {"tasks": ["noop"]}}
+    return ScheduleTicked(**{**fields, **changes})
+
+
+def schedule(name: str = "nightly", **changes: Any) -> Schedule:
+    """Each day at two in Berlin, from T0 on."""
+    fields = {"cron": "0 2 * * *", "zone": "Europe/Berlin", "goal": {"tasks": ["noop"]}, "since": rfc3339(T0_NS)}
+    return Schedule(name=name, **{**fields, **changes})
 
 
 def run_over(**changes: Any) -> RunCompleted:
@@ -157,6 +210,13 @@ def every_event(run: int = 1) -> dict[str, tuple[str, Any]]:
         "plan.created": (plan_created(run), plan()),
         "run.queued": (run_queued(run), queued()),
         "run.started": (run_started(run), started()),
+        "run.cancel_requested": (run_cancel_requested(run, "ann"), cancel_requested()),
+        "approval.requested": (approval_requested(run, "a"), asked(run)),
+        "approval.granted": (approval_granted(run, "a", "ann"), granted(run)),
+        "approval.rejected": (approval_rejected(run, "a", "ann"), refused(run)),
+        "approval.expired": (approval_expired(run, "a"), ApprovalExpired(expired_at="2027-01-01T00:00:00.000000Z")),
+        "step.cancel_requested": (step_cancel_requested(run, "a", 1), told_to_cancel()),
+        "step.cancelled": (step_cancelled(run, "a", 1), cancelled()),
         "step.dispatched": (step_dispatched(run, "a", 1, "noop"), dispatched()),
         "step.completed": (step_completed(run, "a", 1), completed()),
         "step.failed": (step_failed(run, "a", 1), failed()),
@@ -193,6 +253,10 @@ class Stream:
         self.subjects.add(subject)
         return seq
 
+    def wait_until(self, at_ns: int) -> None:
+        """The clock of the stream moves on."""
+        self._at_ns = max(self._at_ns, at_ns)
+
     def say(self, subject: str, body: Any) -> int:
         return 0 if subject in self.subjects else self.put(subject, body)
 
@@ -204,8 +268,18 @@ class Stream:
         run = self.fold(int(number))
         if what == ["deadline"]:
             return run.deadline_ns
+        if what[0] == "approval":
+            return run.approvals[what[1]].expires_ns if what[1] in run.approvals else 0
         state = run.steps.get(what[1])
-        return state.dispatched_ns + (run.step_plan(what[1]).timeout_s + 5) * NS_PER_S if state else 0
+        if state is None:
+            return 0
+        if what[0] == "backoff":
+            return state.not_before_ns
+        if what[0] == "wait":
+            return wait_ends_ns(run, what[1], state) if run.step_plan(what[1]).kind == "wait" else 0
+        if what[0] == "cancel":
+            return state.cancel_ns + CANCEL_PATIENCE_S * NS_PER_S
+        return state.dispatched_ns + (run.step_plan(what[1]).timeout_s + 5) * NS_PER_S
 
     def goal(self, goal: bytes = b'{"tasks":["noop"]}', principal: str = "") -> int:
         return self.put(goal_submitted(principal), goal)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +25,15 @@ def free_port() -> int:
         return port
 
 
+def free_ports(count: int) -> list[int]:
+    """So many ports, no two the same."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
 def until(condition: Callable[[], object], what: str = "the condition", within_s: float = WITHIN_S) -> None:
     """Wait in code that has no loop until `condition` holds."""
     end_s = time.monotonic() + within_s
@@ -34,12 +43,16 @@ def until(condition: Callable[[], object], what: str = "the condition", within_s
 
 
 class Stack:
-    """Processes by name; their logs are in `folder`."""
+    """Processes by name; their logs are in `folder`. NATS is one server, `nats`, or a cluster of `nats-1` and so on."""
 
-    def __init__(self, folder: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str] | None = None, nodes: int = 1) -> None:
         self.folder = folder
-        self.nats_port = free_port()
-        self.url = f"nats://127.0.0.1:{self.nats_port}"
+        ports = free_ports(2 * nodes)
+        names = ["nats"] if nodes == 1 else [f"nats-{i + 1}" for i in range(nodes)]
+        self.nodes = dict(zip(names, ports, strict=False))
+        self._routes = dict(zip(names, ports[nodes:], strict=True))
+        self.nats_port = ports[0]
+        self.url = ",".join(f"nats://127.0.0.1:{port}" for port in self.nodes.values())
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("REMIT_")},
@@ -53,14 +66,25 @@ class Stack:
         }
 
     def start_nats(self) -> None:
+        for node in self.nodes:
+            self.start_node(node)
+
+    def start_node(self, node: str) -> None:
         server = str(Path(sys.executable).with_name("nats-server"))
-        conf = self.folder / "nats.conf"
-        conf.write_text(
-            f'host: "127.0.0.1"\nport: {self.nats_port}\n'
-            f'jetstream {{ store_dir: "{self.folder / "jetstream"}", sync_interval: "100ms" }}\n'
-        )
-        self._spawn("nats", [server, "-c", str(conf)], {})
-        until(self._nats_listens, "nats-server listens")
+        port, store = self.nodes[node], self.folder / node.replace("nats", "jetstream")
+        lines = [
+            'host: "127.0.0.1"',
+            f"port: {port}",
+            f'jetstream {{ store_dir: "{store}", sync_interval: "100ms" }}',
+        ]
+        if len(self.nodes) > 1:
+            routes = ", ".join(f'"nats://127.0.0.1:{route}"' for route in self._routes.values())
+            listen = f'host: "127.0.0.1", port: {self._routes[node]}'
+            lines += [f"server_name: {node}", f"cluster {{ name: tests, {listen}, routes: [{routes}] }}"]
+        conf = self.folder / f"{node}.conf"
+        conf.write_text("\n".join(lines) + "\n")
+        self._spawn(node, [server, "-c", str(conf)], {})
+        until(lambda: self._listens(port), f"{node} listens")
 
     def start(self, service: str, **environment: str) -> None:
         """Start `service` (planner, executor, registry, gateway, log_agent, gpu_agent)."""
@@ -114,23 +138,21 @@ class Stack:
                 argv, env={**self.environment, **environment}, cwd=ROOT, stdout=log, stderr=log
             )
 
-    def _nats_listens(self) -> bool:
+    def _listens(self, port: int) -> bool:
         with socket.socket() as probe:
             probe.settimeout(1)
-            return probe.connect_ex(("127.0.0.1", self.nats_port)) == 0
+            return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextmanager
-def stack(folder: Path, *services: str, environment: dict[str, str] | None = None) -> Iterator[Stack]:
+def stack(folder: Path, *services: str, environment: dict[str, str] | None = None, nodes: int = 1) -> Iterator[Stack]:
     """NATS and the services named; everything ended afterwards, services before NATS."""
-    made = Stack(folder, environment)
+    made = Stack(folder, environment, nodes)
     try:
         made.start_nats()
         for service in services:
             made.start(service)
         yield made
     finally:
-        for name in [name for name in made.processes if name != "nats"]:
+        for name in sorted(made.processes, key=lambda name: name in made.nodes):
             made.stop(name)
-        if "nats" in made.processes:
-            made.stop("nats")

@@ -17,10 +17,11 @@ from services.executor.tasks.gpu_report import gpu_report
 from services.executor.tasks.log_triage import log_triage
 from services.executor.tasks.noop import fail, noop
 from services.executor.tasks.service_map import service_map
-from services.executor.worker import Worker
+from services.executor.tasks.sleep import sleep
+from services.executor.worker import HANDS_DEFAULT, Worker
 from shared import process
 from shared.append import Appender
-from shared.config import Config, host_name
+from shared.config import Config, host_name, setting
 
 log = logging.getLogger("remit.executor")
 
@@ -28,8 +29,9 @@ HANDLERS: dict[str, Handler] = {
     "log_triage": log_triage,
     "gpu_report": gpu_report,
     "service_map": service_map,
+    "sleep": sleep,
 }
-SLOTS = {"log_triage": 2}  # CPU and memory of a triage are this machine's
+SLOTS = {"log_triage": 2, "sleep": 16}  # CPU and memory of a triage are this machine's
 PR_SET_PDEATHSIG = 1
 AGAIN_S = 0.5
 
@@ -53,7 +55,9 @@ async def work(stop: asyncio.Event) -> None:
     if os.getppid() != int(os.environ.get("REMIT_DECIDER_PID", os.getppid())):
         return  # it died before the line above
     bus = await process.connected("worker")
-    worker = Worker(bus, await Appender(bus).start(), host_name(), HANDLERS, SLOTS, {"noop": noop, "fail": fail})
+    instants = {"noop": noop, "fail": fail}
+    hands = setting("SLOTS", int, HANDS_DEFAULT)
+    worker = Worker(bus, await Appender(bus).start(), host_name(), HANDLERS, SLOTS, instants, hands=hands)
     await worker.start()
     await stop.wait()
     await worker.stop()

@@ -1,8 +1,8 @@
 """What follows: `decide(run)` is pure and says which facts a run's state calls for. No clock, no chance, no I/O.
 
 It may be asked again and again: it names facts by their subjects, and whoever says them says each once. Two executors
-that both decide therefore do no harm; the create-only stream keeps the first, and the fold lets no dispatch count that a
-budget does not cover (shared/run_steps.py).
+that both decide therefore do no harm; the create-only stream keeps the first, and the fold lets no dispatch count that
+a budget does not cover (shared/run_steps.py).
 
 A fact whose subject begins with `timer.at.` is a message of TIMERS; all others are events.
 """
@@ -27,6 +27,7 @@ from shared.plan import GATE, Step
 from shared.run_approvals import is_asked
 from shared.run_state import Run, StepState
 from shared.run_steps import CANCEL_PATIENCE_S, WAITING
+from shared.showing import what_is_asked
 from shared.status import STEP_ENDS
 from shared.subjects import (
     approval_expired,
@@ -300,7 +301,7 @@ def _ask(run: Run, step: str) -> list[Fact]:
     body = ApprovalRequested(
         run=run.id,
         step=step,
-        what=_what(steps, whole=step == GATE),
+        what=what_is_asked(plan, step),
         plan_hash=plan.plan_hash,
         expires_at=rfc3339(expires_ns),
         approvers=directive.approvers,
@@ -313,15 +314,6 @@ def _ask(run: Run, step: str) -> list[Fact]:
         inputs=inputs,
     )
     return [_timer(run, f"approval.{step}", expires_ns), (approval_requested(run.id, step), body)]
-
-
-def _what(steps: list[Step], *, whole: bool) -> str:
-    if not whole:
-        step = steps[0]
-        where = f" on {step.host}" if step.host else ""
-        asked = step.inputs.get("message") if step.kind == "approval" else None
-        return str(asked) if asked else f"run step {step.id} ({step.performs}){where}"
-    return f"run {len(steps)} steps: " + ", ".join(f"{one.id} ({one.performs})" for one in steps[:20])
 
 
 def _timer(run: Run, what: str, due_ns: int) -> Fact:

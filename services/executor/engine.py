@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from services.executor.decide import CONSEQUENTIAL, decide
 from services.executor.performing import Fact
+from services.executor.schedules import Schedules
 from shared.events import Event, RunQueued, RunStarted
 from shared.plan import GATE
 from shared.run import Early, Run, begin, evolve
@@ -39,6 +40,7 @@ class Engine:
         self._holding: dict[str, dict[int, None]] = defaultdict(dict)  # by directive: started, or said to be
         self._said: dict[int, set[str]] = {}
         self.early = Early()
+        self.schedules = Schedules()  # folded by whoever folds the engine, behind it
 
     @classmethod
     def restored(

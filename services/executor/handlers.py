@@ -1,6 +1,6 @@
 """What a task handler gets and may raise: the words between the worker and the tasks."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -8,7 +8,7 @@ import msgspec
 from shared.bus import Bus
 from shared.errors import Malformed
 from shared.events import Artifact, LlmCalled
-from shared.subjects import ARTIFACTS_BUCKET, artifact, progress
+from shared.subjects import ARTIFACTS_BUCKET, MEMORY_BUCKET, artifact, progress
 
 Outputs = dict[str, Any]
 
@@ -49,6 +49,7 @@ class Task:
         self.token_grant = token_grant
         self.say_llm_called = said_llm
         self.artifacts: list[Artifact] = []
+        self._calls_begun = 0
         # Run once the stream has accepted the result as the attempt's end, and not otherwise.
         self.when_accepted: list[Callable[[], Awaitable[None]]] = []
 
@@ -60,6 +61,23 @@ class Task:
         """Put an artifact into the store; it is announced with the step's result, after its bytes are there."""
         sha256, size = await self.bus.object_put(ARTIFACTS_BUCKET, artifact(self.run, name), data)
         self.artifacts.append(Artifact(name=name, sha256=sha256, size_bytes=size, media_type=media_type))
+
+    async def begin_llm_call(self) -> None:
+        """Leave a mark before a call of a model: if this worker is killed within it, the next one knows of the call."""
+        self._calls_begun += 1
+        await self.bus.kv_put(MEMORY_BUCKET, self._mark, str(self._calls_begun).encode())
+
+    async def llm_calls_begun(self) -> int:
+        """How many calls this attempt has begun, in whichever worker."""
+        if not self.token_grant:
+            return 0
+        stored = await self.bus.kv_get(MEMORY_BUCKET, self._mark)
+        self._calls_begun = int(stored[0]) if stored and stored[0].isdigit() else 0
+        return self._calls_begun
+
+    @property
+    def _mark(self) -> str:
+        return f"llm.{self.run}.{self.step}.{self.attempt}"
 
     def number(self, name: str, default: float, least: float, most: float) -> float:
         """A numeric parameter of the goal; `Malformed` with its field when it is none or out of range."""
@@ -80,5 +98,5 @@ class Task:
         return value
 
 
-Handler = Callable[[Task], Awaitable[Outputs]]
+Handler = Callable[[Task], Coroutine[Any, Any, Outputs]]
 Instant = Callable[[], Outputs]

@@ -14,6 +14,8 @@ from pathlib import Path
 from services.executor import snapshot
 from services.executor.engine import Engine
 from services.executor.performing import Fact
+from services.executor.schedule_keeper import ScheduleKeeper
+from services.executor.schedules import HEARD
 from services.executor.timers import Timers
 from shared.append import Appender
 from shared.bus import Bus
@@ -21,7 +23,7 @@ from shared.config import Config, setting
 from shared.errors import RemitError
 from shared.events import StepCompleted, encode, read
 from shared.pull import Reader
-from shared.streams import planner_queue, standing, worker_queue
+from shared.streams import PENDING_MAX, planner_queue, standing, worker_queue
 from shared.subjects import EVENTS, SNAPSHOTS_BUCKET, TIMER_AT
 
 log = logging.getLogger("remit.executor")
@@ -38,6 +40,7 @@ class Executor:
         self._appender = appender
         self._config = config
         self._timers = Timers(bus, appender)
+        self._schedules = ScheduleKeeper(bus, appender, config)
         self._known_end = 0
         self.engine = Engine()
 
@@ -49,19 +52,23 @@ class Executor:
             await self._begin_to_decide()
         self._reader = await Reader(self._bus, EVENTS, self.on_event, start_seq=self.engine.position + 1).start()
         self._keeper = asyncio.create_task(self._keep())
+        self._scheduler = asyncio.create_task(self._schedules.keep(self.engine))
 
     async def stop(self) -> None:
         self._keeper.cancel()
+        self._scheduler.cancel()
         await self._reader.stop()
         await self._appender.drain()
 
     async def failed(self) -> None:
         """Wait until the fold or its keeping cannot go on, and raise why."""
-        await asyncio.gather(self._reader.failed(), asyncio.shield(self._keeper))
+        await asyncio.gather(self._reader.failed(), asyncio.shield(self._keeper), asyncio.shield(self._scheduler))
 
     async def on_event(self, subject: str, seq: int, at_ns: int, data: bytes) -> None:
         event = read(subject, seq, at_ns, data)
         facts = self.engine.apply(event)
+        if event.kind in HEARD and self.engine.schedules.apply(event, self.engine.runs):
+            self._schedules.alarm.set()
         if event.kind == "run.completed":
             await self._timers.run_ended(event.run)
         for fact in facts:
@@ -115,7 +122,7 @@ class Executor:
 
     async def _keep(self) -> None:
         """Once a second: queues for tasks that were added, timers for what has run for a while, a snapshot."""
-        queues: set[str] = set()
+        queues: dict[str, int | None] = {}
         for second in itertools.count():
             await asyncio.sleep(1)
             if not self._bus.is_connected:
@@ -125,9 +132,11 @@ class Executor:
                     queues.clear()
                     await planner_queue(self._bus)
                 for task in self._config.catalogue.tasks:
-                    if task.name not in queues:
-                        await worker_queue(self._bus, task.name)
-                        queues.add(task.name)
+                    if task.name not in queues or queues[task.name] != task.max_concurrent:
+                        # A limit that is there no more is taken off; a queue without one keeps an operator's own.
+                        lifted = PENDING_MAX if queues.get(task.name) else None
+                        await worker_queue(self._bus, task.name, at_once=task.max_concurrent or lifted)
+                        queues[task.name] = task.max_concurrent
                 if self.engine.deciding:
                     await self._timers.keep(self.engine)
                     await self._remember()

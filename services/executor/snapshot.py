@@ -10,8 +10,9 @@ from functools import cache
 
 import msgspec
 
-from services.executor import engine
+from services.executor import engine, schedules
 from services.executor.engine import Engine
+from services.executor.schedules import Schedules, Standing
 from shared import events, plan, run, run_approvals, run_state, run_steps
 from shared.events import PlanCreated
 from shared.run import Run
@@ -28,12 +29,13 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     plan_of: dict[int, str]
     waiting: dict[str, list[int]]
     early: dict[int, str]
+    schedules: dict[str, Standing]
 
 
 @cache
 def fold_version() -> str:
     """Twelve hex digits over the fold's own source: what another fold has made of the stream is not believed."""
-    modules = (run, run_state, run_steps, run_approvals, events, plan, engine)
+    modules = (run, run_state, run_steps, run_approvals, events, plan, engine, schedules)
     source = "".join(inspect.getsource(module) for module in modules)
     return hashlib.sha256(source.encode()).hexdigest()[:12]
 
@@ -50,6 +52,7 @@ def take(mind: Engine, stream_created: str) -> Snapshot:
         plan_of={run_id: made.plan_hash for run_id, made in planned.items()},
         waiting=mind.waiting(),
         early=mind.early.known(),
+        schedules=mind.schedules.known(),
     )
 
 
@@ -73,4 +76,6 @@ def decode(data: bytes, stream_created: str, last_seq: int) -> Engine | None:
         else one
         for one in snapshot.runs
     ]
-    return Engine.restored(runs, snapshot.waiting, snapshot.early, position=snapshot.position, at_ns=snapshot.at_ns)
+    mind = Engine.restored(runs, snapshot.waiting, snapshot.early, position=snapshot.position, at_ns=snapshot.at_ns)
+    mind.schedules = Schedules(snapshot.schedules)
+    return mind

@@ -2,53 +2,77 @@
 
 Theory of operation. A delivery is a lease, renewed three times in it while the step runs; the worker acks only when the
 stream holds the attempt's end. kill -9 therefore means another delivery, to this worker's successor or to another one.
-Before a step runs, the worker looks whether its attempt has ended already (an ack may be lost although the result is
-stored), so no finished step is repeated; a zombie that wakes later is refused by the create-only append. A step that
-has ended its worker `DELIVERIES_MAX` times ends as `worker_lost`.
+Before a step runs, the worker folds its run: an attempt that has ended already (an ack may be lost although the result
+is stored) is not repeated, and one that a budget does not cover, that nobody has approved or that a stranger has
+dispatched is not begun. A zombie that wakes later is refused by the create-only append. A step that has ended its
+worker `DELIVERIES_MAX` times ends as `worker_lost`.
+
+A cancelled step is told by `step.cancel_requested`. Its handler is cancelled, ends what it has started (see
+`services/executor/processes.py`) and sees it gone; only then is `step.cancelled` said.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any
 
 import msgspec
 
 from services.executor.handlers import Handler, Instant, Outputs, Task, TaskFailed
+from services.executor.lanes import Flash, Lane
 from shared.append import Appender
 from shared.bus import Bus
 from shared.clock import NS_PER_S, now_ns, parse_ns, rfc3339
 from shared.errors import AlreadySaid, Malformed, RemitError, Unavailable
-from shared.events import OUTPUTS_BYTES_MAX, Event, LlmCalled, StepCompleted, StepDispatched, StepFailed, encode, read
+from shared.events import (
+    OUTPUTS_BYTES_MAX,
+    Event,
+    LlmCalled,
+    StepCancelled,
+    StepCancelRequested,
+    StepCompleted,
+    StepDispatched,
+    StepFailed,
+    encode,
+    read,
+)
 from shared.pull import Delivery, Puller
 from shared.redact import redact
+from shared.story import Story, read_story
 from shared.streams import OWN_ACK_WAIT_S, worker_queue
 from shared.subjects import (
     EVENTS,
+    STEP_CANCEL_REQUESTS,
     llm_called,
-    run_completed,
+    step_cancel_requested,
+    step_cancelled,
     step_completed,
     step_failed,
-    step_skipped,
     worker_consumer,
 )
 
 log = logging.getLogger("remit.worker")
 
-DELIVERIES_MAX = 3
 HEARTBEAT_S = OWN_ACK_WAIT_S / 3
 MESSAGE_CHARS_MAX = 1_000
 DRAIN_S = 10.0
 # Steps of one task at a time in this process; what is heavy is bounded by the machine, not by the fleet.
 SLOTS_DEFAULT = 4
+HANDS_DEFAULT = 16
 INSTANT_BATCH = 256
+STALE_READS_MAX = 20
+STALE_S = 0.1
+CORE_SEQ = 1 << 62  # a message that was heard and not read from the stream: its place is not known
+
+Attempt = tuple[int, str, int]
 
 
 class Worker:
     """Performs the tasks of `handlers`, each from its own queue `worker-<task>`.
 
     `instants` are tasks without any effect: they need no lease to be kept and may be done over, so they are answered
-    on the spot.
+    on the spot. `slots` bounds the steps of one task at a time, `hands` those of all tasks together on this host.
     """
 
     def __init__(
@@ -59,6 +83,8 @@ class Worker:
         handlers: Mapping[str, Handler],
         slots: Mapping[str, int],
         instants: Mapping[str, Instant],
+        *,
+        hands: int = HANDS_DEFAULT,
     ) -> None:
         self._instants = instants
         self._bus = bus
@@ -66,27 +92,36 @@ class Worker:
         self._host = host
         self._handlers = handlers
         self._slots = slots
-        self._pullers: dict[str, Puller] = {}
+        self._pullers: list[Puller] = []
         self._running: dict[asyncio.Task[None], tuple[Puller, Delivery]] = {}
+        self._in_hand: dict[Attempt, _InHand] = {}
+        self.hands = asyncio.Semaphore(hands)
 
     async def start(self) -> None:
+        await self._bus.subscribe(STEP_CANCEL_REQUESTS, self._on_step_cancel_requested)
         for task, handler in self._handlers.items():
-            await worker_queue(self._bus, task)
             slots = self._slots.get(task, SLOTS_DEFAULT)
-            lane = _Lane(self, handler, slots)
-            puller = Puller(self._bus, EVENTS, worker_consumer(task), lane.on_step_dispatched, batch=slots)
-            lane.puller = self._pullers[task] = puller
-            await puller.start()
+            lane = Lane(self, handler, slots)
+            for host in (None, self._host):  # what anybody may do, and what is for this host alone
+                await worker_queue(self._bus, task, host)
+                lane.add(await self._pull(worker_consumer(task, host), lane.on_step_dispatched, slots))
         for task, instant in self._instants.items():
-            await worker_queue(self._bus, task)
-            flash = _Flash(self, instant)
-            puller = Puller(self._bus, EVENTS, worker_consumer(task), flash.on_step_dispatched, batch=INSTANT_BATCH)
-            flash.puller = self._pullers[task] = puller
-            await puller.start()
+            flash = Flash(self, instant)
+            for host in (None, self._host):
+                await worker_queue(self._bus, task, host)
+                await self._pull(worker_consumer(task, host), flash.on_step_dispatched, INSTANT_BATCH)
+
+    async def _pull(self, queue: str, handler: Callable[[Puller, Delivery], Awaitable[None]], batch: int) -> Puller:
+        async def hear(delivery: Delivery) -> None:
+            await handler(puller, delivery)
+
+        puller = Puller(self._bus, EVENTS, queue, hear, batch=batch)
+        self._pullers.append(puller)
+        return await puller.start()
 
     async def stop(self) -> None:
         """Take no more, let what runs finish for a while, give the rest back at once."""
-        for puller in self._pullers.values():
+        for puller in self._pullers:
             await puller.stop()
         if self._running:
             await asyncio.wait(self._running, timeout=DRAIN_S)
@@ -102,23 +137,56 @@ class Worker:
     # -- one step ------------------------------------------------------------------------------------------
 
     async def perform(self, puller: Puller, handler: Handler, delivery: Delivery, event: Event) -> None:
-        """From lease to acknowledged end."""
-        said = await self._ends(event)
-        if any(seq > event.seq or subject not in self._own_ends(event) for subject, seq in said.items()):
+        """From lease to acknowledged end, if the fold says that this very attempt is to run."""
+        story = await self._story(event)
+        state = story.run.steps.get(event.step)
+        current = state is not None and state.status == "running" and state.attempt == event.attempt
+        if state is None or not current or (delivery.delivered > 1 and await self._has_ended(event)):
+            # Ended before, and the ack was lost; or cancelled, over a budget, before its time, or a stranger's word.
             await puller.ack(delivery)
             return
-        if (occupied := step_completed(event.run, event.step, event.attempt)) in said:
+        occupied = step_completed(event.run, event.step, event.attempt)
+        if any(told.subject == occupied for told in story.told):
             await self._settle(puller, delivery, event, occupied)  # no result could be said: spend nothing on it
             return
         started = now_ns()
-        task = self._task(event)
-        outcome = await self._outcome(handler, task, delivery, event, started)
+        task = self._task(event, spent=state.spent)
+        in_hand = _InHand(event.seq)
+        self._in_hand[_attempt(event)] = in_hand
+        if state.cancel_ns:
+            in_hand.end(story.run.stop.reason if story.run.stop else "")
+        try:
+            await self._count_lost_call(task, story)
+            outcome = await self._outcome(handler, task, delivery, event, started, in_hand)
+        finally:
+            del self._in_hand[_attempt(event)]
         accepted = await self.say_end(puller, delivery, event, outcome)
         for action in task.when_accepted if accepted and isinstance(outcome, StepCompleted) else ():
             try:
                 await action()
             except RemitError as error:
                 log.warning("run %d step %s: after its end: %s", event.run, event.step, error)
+
+    async def _story(self, event: Event) -> Story:
+        """The run up to this dispatch at least: on a cluster a read may lag behind the delivery."""
+        for _ in range(STALE_READS_MAX):
+            story = await read_story(self._bus, event.run)
+            if story.last_seq >= event.seq:
+                return story
+            await asyncio.sleep(STALE_S)
+        raise Unavailable(f"the stream does not show event {event.seq} yet")
+
+    async def _has_ended(self, event: Event) -> bool:
+        """Whether the stream's leader knows an end of the attempt: a node that is behind would have it done again."""
+        ends = (build(event.run, event.step, event.attempt) for build in _ENDS.values())
+        found = await asyncio.gather(*(self._bus.last_on(EVENTS, subject) for subject in ends))
+        return any(last is not None and last[0] > event.seq for last in found)
+
+    def _on_step_cancel_requested(self, subject: str, data: bytes, _reply: str, _headers: object) -> None:
+        event = read(subject, CORE_SEQ, 0, data)
+        in_hand = self._in_hand.get(_attempt(event))
+        if in_hand is not None and isinstance(event.body, StepCancelRequested):
+            in_hand.end(event.body.reason)
 
     async def say_instantly(self, puller: Puller, delivery: Delivery, event: Event, instant: Instant) -> None:
         try:
@@ -146,7 +214,7 @@ class Worker:
             log.warning("run %d step %s is delivered again: %s", event.run, event.step, error)
 
     async def say_end(
-        self, puller: Puller, delivery: Delivery, event: Event, outcome: StepCompleted | StepFailed
+        self, puller: Puller, delivery: Delivery, event: Event, outcome: StepCompleted | StepFailed | StepCancelled
     ) -> bool:
         """Say the attempt's end and ack; whether it is this one that the stream holds."""
         subject, data = _end_subject(event, outcome), encode(outcome)
@@ -173,9 +241,12 @@ class Worker:
         return stored[1] if stored else None
 
     async def _outcome(
-        self, handler: Handler, task: Task, delivery: Delivery, event: Event, started_ns: int
-    ) -> StepCompleted | StepFailed:
-        """Run the handler within its time; whatever it does, an outcome comes back."""
+        self, handler: Handler, task: Task, delivery: Delivery, event: Event, started_ns: int, in_hand: "_InHand"
+    ) -> StepCompleted | StepFailed | StepCancelled:
+        """Run the handler within its time; whatever it does, an outcome comes back.
+
+        It comes back when the handler has: one that is cancelled ends its processes and sees them gone before.
+        """
         body: StepDispatched = event.body
         left_s = (min(task.deadline_ns, delivery.at_ns + int(body.timeout_s * NS_PER_S)) - now_ns()) / NS_PER_S
         error, message, retryable = "internal_error", "", False
@@ -183,11 +254,18 @@ class Worker:
             if left_s <= 0:
                 raise TimeoutError
             async with asyncio.timeout(left_s):
-                outputs = await handler(task)
+                outputs = await in_hand.run(handler(task))
             _check(outputs)
             return StepCompleted(
                 outputs=outputs,
                 artifacts=task.artifacts,
+                host=self._host,
+                started_at=rfc3339(started_ns),
+                ended_at=rfc3339(now_ns()),
+            )
+        except _Ended as asked:
+            return StepCancelled(
+                reason=_text(str(asked)[:MESSAGE_CHARS_MAX]),
                 host=self._host,
                 started_at=rfc3339(started_ns),
                 ended_at=rfc3339(now_ns()),
@@ -215,7 +293,23 @@ class Worker:
             ended_at=rfc3339(now_ns()),
         )
 
-    def _task(self, event: Event) -> Task:
+    async def _count_lost_call(self, task: Task, story: Story) -> None:
+        """A worker that was killed in the middle of a call of a model has left its mark, and nobody knows what the call
+        used: it is said to be unknown, which charges all that was left of the grant.
+        """
+        begun = await task.llm_calls_begun()
+        known = sum(
+            isinstance(told.event.body, LlmCalled)
+            and told.event.step == task.step
+            and not told.note
+            and told.event.tail.startswith(f"{task.attempt}-")
+            for told in story.told
+        )
+        if begun > known:
+            await task.say_llm_called(LlmCalled(request_model="unknown", outcome="lost"))
+            task.token_grant = 0
+
+    def _task(self, event: Event, *, spent: int) -> Task:
         body: StepDispatched = event.body
         calls = 0
 
@@ -243,27 +337,19 @@ class Worker:
             inputs=body.inputs,
             goal=body.goal,
             deadline_ns=_deadline_ns(body),
-            token_grant=body.token_grant,
+            token_grant=max(0, body.token_grant - spent),
             said_llm=say_llm_called,
         )
 
-    async def _ends(self, event: Event) -> dict[str, int]:
-        """What the stream holds as an end of the attempt, its step or its run: sequences by subject."""
-        ends = [*self._own_ends(event), step_skipped(event.run, event.step), run_completed(event.run)]
-        found = await self._bus.direct(EVENTS, {"multi_last": ends})
-        return {subject: seq for subject, seq, *_ in found}
-
-    def _own_ends(self, event: Event) -> tuple[str, str]:
-        """Where the attempt itself may end. What was said there before its dispatch ends nothing."""
-        of_attempt = (event.run, event.step, event.attempt)
-        return step_completed(*of_attempt), step_failed(*of_attempt)
-
-    async def beat(self, puller: Puller, delivery: Delivery) -> None:
-        """Renew the lease, for ever."""
+    async def beat(self, puller: Puller, delivery: Delivery, event: Event) -> None:
+        """Renew the lease, for ever; and look whether a request to cancel was missed."""
+        asked = step_cancel_requested(event.run, event.step, event.attempt)
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            with contextlib.suppress(Unavailable):
+            with contextlib.suppress(RemitError):
                 await puller.in_progress(delivery)
+                if (stored := await self._bus.last_on(EVENTS, asked)) and stored[0] > event.seq:
+                    self._on_step_cancel_requested(asked, stored[1], "", None)
 
     def failed(self, error: str, message: str, *, retryable: bool = False) -> StepFailed:
         at = rfc3339(now_ns())
@@ -272,80 +358,47 @@ class Worker:
         )
 
 
-class _Queue:
-    """One task's queue: reads what is delivered, leaves out what is no dispatch."""
-
-    puller: Puller
-
-    async def _read(self, delivery: Delivery) -> Event | None:
-        event = read(delivery.subject, delivery.seq, delivery.at_ns, delivery.data)
-        if isinstance(event.body, StepDispatched):
-            return event
-        # Nothing that anybody can perform; the fold takes the attempt for lost, too.
-        log.warning("%s cannot be read: %s", delivery.subject, event.body)
-        await self.puller.ack(delivery)
-        return None
+class _Ended(Exception):
+    """The step was asked to end."""
 
 
-class _Flash(_Queue):
-    """The queue of a task without effects."""
+class _InHand:
+    """A handler at work, which can be asked to end, also before it has begun."""
 
-    def __init__(self, worker: Worker, instant: Instant) -> None:
-        self._worker = worker
-        self._instant = instant
+    def __init__(self, seq: int) -> None:
+        self.seq = seq
+        self._reason: str | None = None
+        self._work: asyncio.Task[Outputs] | None = None
 
-    async def on_step_dispatched(self, delivery: Delivery) -> None:
-        event = await self._read(delivery)
-        if event is not None:
-            await self._worker.say_instantly(self.puller, delivery, event, self._instant)
+    def end(self, reason: str) -> None:
+        if self._reason is None:
+            self._reason = reason or "cancelled"
+            if self._work is not None:
+                self._work.cancel()
 
-
-class _Lane(_Queue):
-    """The queue of a task that takes its time, so many at once.
-
-    When all slots are taken no more is asked for: others may be idle. What was asked for before stands in line, and
-    its lease is renewed there, too; it would be delivered again, here or elsewhere, and be taken for lost in the end.
-    """
-
-    def __init__(self, worker: Worker, handler: Handler, slots: int) -> None:
-        self._worker = worker
-        self._handler = handler
-        self._most = slots
-        self._slots = asyncio.Semaphore(slots)
-        self._in_hand = 0
-
-    async def on_step_dispatched(self, delivery: Delivery) -> None:
-        event = await self._read(delivery)
-        if event is not None:
-            self._in_hand += 1
-            await self.puller.pause(self._in_hand >= self._most)
-            self._worker.begin(self.puller, delivery, asyncio.create_task(self._work(delivery, event)))
-
-    async def _work(self, delivery: Delivery, event: Event) -> None:
-        heart = asyncio.create_task(self._worker.beat(self.puller, delivery))
+    async def run(self, handler: Coroutine[Any, Any, Outputs]) -> Outputs:
+        if self._reason is not None:
+            handler.close()
+            raise _Ended(self._reason)
+        self._work = asyncio.create_task(handler)
         try:
-            async with self._slots:
-                if delivery.delivered > DELIVERIES_MAX:
-                    lost = f"the step ended its worker {DELIVERIES_MAX} times"
-                    await self._worker.say_end(self.puller, delivery, event, self._worker.failed("worker_lost", lost))
-                else:
-                    await self._worker.perform(self.puller, self._handler, delivery, event)
-        except Unavailable as error:
-            # NATS is away: the lease ends by itself and the step is delivered again.
-            log.warning("run %d step %s: %s", event.run, event.step, error)
-        except Malformed as error:
-            # What a dispatch of the executor never holds; nobody can perform it.
-            said = self._worker.failed("malformed_input", f"{error.field}: {error.message}")
-            await self._worker.say_end(self.puller, delivery, event, said)
-        finally:
-            heart.cancel()
-            self._in_hand -= 1
-            await self.puller.pause(self._in_hand >= self._most)
+            return await self._work
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if self._reason is None or (current is not None and current.cancelling()):
+                raise  # the worker itself ends, or the step's time is over
+            raise _Ended(self._reason) from None
 
 
-def _end_subject(event: Event, outcome: StepCompleted | StepFailed) -> str:
-    build = step_completed if isinstance(outcome, StepCompleted) else step_failed
-    return build(event.run, event.step, event.attempt)
+def _attempt(event: Event) -> Attempt:
+    return event.run, event.step, event.attempt
+
+
+_ENDS = {StepCompleted: step_completed, StepFailed: step_failed, StepCancelled: step_cancelled}
+
+
+def _end_subject(event: Event, outcome: StepCompleted | StepFailed | StepCancelled) -> str:
+    return _ENDS[type(outcome)](event.run, event.step, event.attempt)
 
 
 def _text(message: str) -> str:

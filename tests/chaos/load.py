@@ -64,9 +64,9 @@ def seed() -> int:
     return chosen
 
 
-async def prepare(bus: Bus) -> None:
+async def prepare(bus: Bus, replicas: int = 1) -> None:
     """The streams, and the slow task in the catalogue."""
-    await ensure(bus)
+    await ensure(bus, replicas)
     await bus.api(f"CONSUMER.DELETE.{EVENTS}.planner")  # made just now, with the usual lease
     await work_queue(bus, "planner", list(GOALS), ack_wait_s=LEASE_S)
     await add_task(bus, SLOW_TASK, timeout_s=SLOW_TIMEOUT_S, max_attempts=10)
@@ -141,11 +141,24 @@ async def whole_stream(bus: Bus) -> list[Message]:
     found: list[Message] = []
     while not found or found[-1][1] < last:
         after = found[-1][1] if found else 0
-        page = await bus.direct(EVENTS, {"seq": after + 1, "next_by_subj": ">", "batch": PAGE})
-        if not page:
-            raise RemitError(f"EVENTS has {last} messages and none behind {after}")
-        found += page
+        found += await _page(bus, after, last)
     return found
+
+
+async def _page(bus: Bus, after: int, last: int) -> list[Message]:
+    """The messages behind `after`; a node of a cluster that is behind has none for a while."""
+    page: list[Message] = []
+
+    async def come() -> bool:
+        nonlocal page
+        page = await bus.direct(EVENTS, {"seq": after + 1, "next_by_subj": ">", "batch": PAGE})
+        return bool(page)
+
+    try:
+        await until(come, within_s=5)
+    except TimeoutError as error:
+        raise RemitError(f"EVENTS has {last} messages and none behind {after}") from error
+    return page
 
 
 def ends_of(messages: list[Message]) -> dict[int, str]:

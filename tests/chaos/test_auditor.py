@@ -59,6 +59,15 @@ def test_a_late_word_of_a_zombie_is_no_finding() -> None:
     assert audit(stream([*good, ("step.failed.1.b.1", {"error": "worker_lost", "retryable": False})])) == []
 
 
+TICK, ITS_GOAL = "schedule.ticked.nightly.60", ("goal.submitted.schedule_nightly_60", {"tasks": ["noop"]})
+REJECTED = ("goal.rejected.2", {"reason": "no such task", "field": "tasks[0]"})
+
+
+def test_a_tick_with_its_goal_is_no_finding() -> None:
+    alarm = ("timer.fired.schedule.nightly", {"due": ""})
+    assert audit(stream([(TICK, {"outcome": "ran"}), ITS_GOAL, REJECTED, alarm, alarm])) == []
+
+
 DAMAGE: dict[str, tuple[list[tuple[str, Any]], str]] = {
     "lost": (GOOD[:9], "has no end"),
     "never planned": (GOOD[:1], "has no end"),
@@ -76,6 +85,11 @@ DAMAGE: dict[str, tuple[list[tuple[str, Any]], str]] = {
     "still open": (changed(8), "still open"),
     "wrong duration": (changed(9, ("run.completed.1", {**GOOD[9][1], "duration_s": 99.0})), "says 99.0 s"),
     "nobody's": ([*GOOD, ("run.started.7", {"plan_hash": HASH})], "belongs to no goal"),
+    "a tick without its goal": ([(TICK, {"outcome": "caught_up"})], "has 0 goals"),
+    "a tick that ran twice": ([(TICK, {"outcome": "ran"}), ITS_GOAL, ITS_GOAL], "has 2 goals"),
+    "a skipped tick that ran": ([(TICK, {"outcome": "skipped"}), ITS_GOAL, REJECTED], "has 1 goals"),
+    "a goal before its tick": ([ITS_GOAL, (TICK, {"outcome": "late"})], "comes before its tick"),
+    "a goal of no tick": ([ITS_GOAL], "belongs to no tick"),
     "before its time": (changed(7, ("timer.fired.1.deadline", {"due": "?"})), "before its time"),
 }
 

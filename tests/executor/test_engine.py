@@ -487,12 +487,13 @@ def test_a_goal_under_a_number_is_no_event_of_that_run() -> None:
     assert status(stream, run) == "succeeded"
 
 
-def test_a_cancel_request_that_nobody_understands_yet_changes_nothing() -> None:
+def test_a_cancelled_run_ends_as_cancelled_and_starts_nothing_more() -> None:
     stream = Stream()
     run = stream.planned()
     stream.put(run_cancel_requested(run, "ann"), b"{}")
     Shell(stream).work()
-    assert status(stream, run) == "succeeded"
+    assert status(stream, run) == "cancelled"
+    assert stream.fold(run).reason == "cancelled by ann"
 
 
 def test_a_run_completed_with_a_status_that_is_no_end_still_ends() -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import itertools
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,18 +13,27 @@ import pytest
 
 from services.executor import worker as worker_module
 from services.executor.handlers import Handler, Outputs, Task, TaskFailed
-from services.executor.worker import DELIVERIES_MAX, Worker
+from services.executor.lanes import DELIVERIES_MAX
+from services.executor.processes import run_process
+from services.executor.worker import Worker
 from shared.append import Appender
 from shared.bus import Bus, connect
 from shared.clock import NS_PER_S, now_ns, rfc3339
 from shared.errors import Malformed, Refused, Unavailable
 from shared.events import OUTPUTS_BYTES_MAX, LlmCalled, RunCompleted, StepCompleted, encode
+from shared.story import read_story
 from shared.streams import ensure, worker_queue
 from shared.subjects import (
     EVENTS,
+    MEMORY_BUCKET,
     goal_submitted,
     llm_called,
+    plan_created,
+    run_cancel_requested,
     run_completed,
+    run_started,
+    step_cancel_requested,
+    step_cancelled,
     step_completed,
     step_dispatched,
     step_failed,
@@ -52,17 +63,24 @@ class Floor:
 
     async def dispatch(self, *, run: int = 0, step: str = "a", attempt: int = 1, **changes: Any) -> int:
         """Dispatch a step of a run (a new one, unless told); the run."""
-        run = run or await self.goal()
+        run = run or await self.goal(step)
+        for earlier in range(1, attempt):  # used up by what is no dispatch
+            await self.appender.append(step_dispatched(run, step, earlier, self.task), controls.ACK)
         body = controls.dispatched(**{"deadline": rfc3339(now_ns() + 60 * NS_PER_S), "timeout_s": 30, **changes})
         await self.appender.append(step_dispatched(run, step, attempt, self.task), encode(body))
         return run
 
-    async def goal(self) -> int:
-        return await self.appender.append(goal_submitted(), b"{}", headers=None)
+    async def goal(self, step: str = "a") -> int:
+        """A run that has started, with one step of this floor's task."""
+        run = await self.appender.append(goal_submitted(), b"{}", headers=None)
+        made = controls.plan(controls.step(step, task=self.task, max_attempts=10))
+        await self.appender.append(plan_created(run), encode(made))
+        await self.appender.append(run_started(run), encode(controls.started()))
+        return run
 
     async def said(self, run: int) -> list[tuple[str, dict[str, Any]]]:
         """What the worker has said of the run: subject and payload, in order."""
-        kinds = ("step.completed", "step.failed", "llm.called")
+        kinds = ("step.completed", "step.failed", "step.cancelled", "llm.called")
         found = await self.bus.direct(EVENTS, {"multi_last": [f"{kind}.{run}.>" for kind in kinds]})
         return [(subject, msgspec.json.decode(data)) for subject, _, _, data in found]
 
@@ -454,3 +472,137 @@ async def test_a_worker_that_is_stopped_gives_back_what_does_not_finish(
     async with floor.working(giving({"by": "the next"})):
         subject, body = await floor.end(run, within_s=4)
     assert (subject, body["outputs"]) == (step_completed(run, "a", 1), {"by": "the next"})
+
+
+# -- what is not to be run -------------------------------------------------------------------------------------
+
+
+async def test_a_dispatch_that_the_fold_does_not_take_is_not_performed(floor: Floor) -> None:
+    """A stranger's dispatch of a step that is not in the plan, or of a run that has not started, does nothing."""
+    performed: list[int] = []
+
+    async def handler(task: Task) -> Outputs:
+        performed.append(task.run)
+        return {}
+
+    async with floor.working(handler):
+        stranger = await floor.goal()
+        await floor.dispatch(run=stranger, step="b")
+        not_started = await floor.appender.append(goal_submitted(), b"{}", headers=None)
+        await floor.dispatch(run=not_started)
+        true = await floor.dispatch()
+        await floor.end(true)
+    assert performed == [true]
+
+
+# -- cancelling ------------------------------------------------------------------------------------------------
+
+
+async def cancel(floor: Floor, run: int) -> None:
+    """What a person and the executor say, in that order."""
+    await floor.appender.append(run_cancel_requested(run, "ann"), encode(controls.cancel_requested()))
+    await floor.appender.append(step_cancel_requested(run, "a", 1), encode(controls.told_to_cancel()))
+
+
+async def test_a_cancelled_step_ends_its_processes_before_it_says_so(floor: Floor) -> None:
+    pids: list[int] = []
+
+    async def handler(task: Task) -> Outputs:
+        # A shell that takes no notice of SIGTERM, with a child of its own.
+        script = "trap '' TERM; sleep 600 & echo $! > $0; wait"
+        await run_process(["sh", "-c", script, str(pid_file)])
+        return {}
+
+    with tempfile.TemporaryDirectory() as folder:
+        pid_file = Path(folder) / "pid"
+        async with floor.working(handler):
+            run = await floor.dispatch()
+            await until(lambda: pid_file.exists() and pid_file.read_text().strip())
+            pids.append(int(pid_file.read_text()))
+            assert alive(pids[0])
+            await cancel(floor, run)
+            subject, body = await floor.end(run)
+            assert subject == step_cancelled(run, "a", 1)
+            assert not alive(pids[0])
+    assert body["reason"] == "cancelled by ann: wrong host"
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+async def test_a_request_to_cancel_that_was_not_heard_is_found_at_the_next_heartbeat(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(worker_module, "STEP_CANCEL_REQUESTS", "nobody.says.this")
+
+    async def handler(_task: Task) -> Outputs:
+        await asyncio.sleep(600)
+        return {}
+
+    async with floor.working(handler):
+        run = await floor.dispatch()
+        await cancel(floor, run)
+        subject, _ = await floor.end(run)
+    assert subject == step_cancelled(run, "a", 1)
+
+
+async def test_a_step_that_was_cancelled_before_it_came_is_not_begun(floor: Floor) -> None:
+    begun: list[int] = []
+
+    async def handler(task: Task) -> Outputs:
+        begun.append(task.run)
+        return {}
+
+    run = await floor.dispatch()
+    await cancel(floor, run)
+    async with floor.working(handler):
+        subject, _ = await floor.end(run)
+    assert subject == step_cancelled(run, "a", 1)
+    assert begun == []
+
+
+async def test_a_program_that_ends_leaves_nothing_of_its_group_behind() -> None:
+    done = await run_process(["sh", "-c", "sleep 600 & echo $!"])
+    assert done.status == 0
+    assert not alive(int(done.output))
+
+
+# -- tokens of a worker that was killed ------------------------------------------------------------------------
+
+
+async def test_what_a_killed_worker_has_spent_is_gone_from_the_grant(floor: Floor) -> None:
+    grants: list[int] = []
+
+    async def handler(task: Task) -> Outputs:
+        grants.append(task.token_grant)
+        return {}
+
+    run = await floor.dispatch(token_grant=100)
+    call = LlmCalled(request_model="m", outcome="ok", input_tokens=30, output_tokens=12)
+    await floor.appender.append(llm_called(run, "a", "1-1"), encode(call))
+    async with floor.working(handler):
+        await floor.end(run)
+    assert grants == [58]
+
+
+async def test_a_call_that_a_killed_worker_was_in_is_unknown_and_costs_what_was_left(floor: Floor) -> None:
+    """Nobody knows whether the server has answered: unknown usage counts as the whole grant, never as zero."""
+    grants: list[int] = []
+
+    async def handler(task: Task) -> Outputs:
+        grants.append(task.token_grant)
+        return {}
+
+    run = await floor.dispatch(token_grant=100)
+    await floor.bus.kv_put(MEMORY_BUCKET, f"llm.{run}.a.1", b"1")  # the mark that it leaves before a call
+    async with floor.working(handler):
+        await floor.end(run)
+    assert grants == [0]
+    [lost] = [body for subject, body in await floor.said(run) if subject.startswith("llm.")]
+    assert (lost["outcome"], lost["input_tokens"], lost["output_tokens"]) == ("lost", None, None)
+    assert (await read_story(floor.bus, run)).run.charged == 100

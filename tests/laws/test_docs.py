@@ -4,16 +4,27 @@ import re
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from cli.__main__ import COMMANDS, SERVICES
+from services.gateway.service import Gateway
 from services.registry.service import Registry
-from shared.events import KINDS, Unreadable, read
+from shared.events import KINDS, OF_SCHEDULES, Unreadable, read
 from shared.ledger import QUESTIONS
 from shared.plan import plan_hash, read_goal
 
 ROOT = Path(__file__).parents[2]
 WIRE = (ROOT / "docs" / "wire.md").read_text()
-TAILS = {"run": "7", "step": "a", "attempt": "1", "task": "noop", "call": "1-1", "principal": "ann"}
+TAILS = {
+    "run": "7",
+    "step": "a",
+    "attempt": "1",
+    "task": "noop",
+    "call": "1-1",
+    "principal": "ann",
+    "name": "nightly",
+    "tick": "1795654800",
+}
 
 
 def sections() -> dict[str, bytes]:
@@ -27,7 +38,7 @@ def sections() -> dict[str, bytes]:
 
 
 def test_every_event_stands_in_the_wire() -> None:
-    assert {".".join(subject.split(".")[:2]) for subject in sections()} == {*KINDS, "goal.submitted"}
+    assert {".".join(subject.split(".")[:2]) for subject in sections()} == {*KINDS, *OF_SCHEDULES, "goal.submitted"}
 
 
 @pytest.mark.parametrize("subject", sections())
@@ -45,6 +56,21 @@ def test_every_question_is_answered_and_documented() -> None:
     assert {name for name in QUESTIONS if not hasattr(Registry, f"on_{name}")} == {"rebuild"}
     named = WIRE[WIRE.index("`registry.runs`") :].splitlines()[0]
     assert {name for name in QUESTIONS if f".{name}`" not in named} == set()
+
+
+def test_every_path_of_the_gateway_stands_in_its_page() -> None:
+    """And the page names no path that there is not."""
+    routes = Gateway(None)._application(1.0).router.routes()  # type: ignore[arg-type]  # nothing is asked of the bus
+    served = {(route.method, _template(route)) for route in routes if route.method != "HEAD"}
+    page = (ROOT / "docs" / "http.md").read_text()
+    named = re.findall(r"`(GET|POST) (/[^` ]*)`", page)
+    assert {one for one in served if one not in named} == set()
+    assert {one for one in named if one not in served} == set()
+
+
+def _template(route: web.AbstractRoute) -> str:
+    assert route.resource is not None
+    return route.resource.canonical
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])

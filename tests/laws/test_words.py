@@ -24,6 +24,7 @@ KINDS_SPOKEN = {
     "shared/streams.py": "the stream's own subjects",
     "services/executor/decide.py": "the table of kinds after which something can follow",
     "services/executor/engine.py": "folds by kind",
+    "services/executor/schedules.py": "folds what belongs to schedules",
     "services/executor/service.py": "takes back the timers of a run that is over",
     "services/registry/fold.py": "writes rows by kind",
 }
@@ -88,7 +89,7 @@ def test_every_kind_has_its_builder(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_a_struct_of_the_same_name(kind: str) -> None:
-    assert KINDS[kind][0].__name__ == "".join(word.title() for word in kind.split("."))
+    assert KINDS[kind][0].__name__ == "".join(word.title() for word in re.split("[._]", kind))
 
 
 def test_every_kind_is_heard_by_the_fold() -> None:

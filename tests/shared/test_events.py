@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shared.events import ATTEMPT_MAX, KINDS, Event, Unreadable, encode, read
+from shared.events import ATTEMPT_MAX, KINDS, OF_SCHEDULES, Event, ScheduleTicked, TimerFired, Unreadable, encode, read
 from shared.plan import read_goal
 from tests import controls
 
@@ -36,7 +36,7 @@ def contains(whole: Any, part: Any) -> bool:
 
 def test_every_kind_has_a_frozen_sample_and_no_sample_is_without_a_kind() -> None:
     """An event that is added brings its sample; a sample is never removed."""
-    assert {path.stem for path in SAMPLES.glob("*.json")} == {*KINDS, "goal.submitted"}
+    assert {path.stem for path in SAMPLES.glob("*.json")} == {*KINDS, *OF_SCHEDULES, "goal.submitted"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -57,6 +57,45 @@ def test_the_frozen_goal_reads_as_a_goal() -> None:
     assert problems == [] and contains(json.loads(encode(goal)), data)
 
 
+def test_the_frozen_tick_of_a_schedule_reads_as_one() -> None:
+    """It belongs to no run: the schedule's name and the tick stand in `tail`."""
+    subject, data = sample("schedule.ticked")
+    event = read(subject, SEQ, AT_NS, json.dumps({**data, "zz": [[]]}).encode())
+    assert (event.kind, event.run, event.tail) == ("schedule.ticked", 0, "nightly.1795654800")
+    assert isinstance(event.body, ScheduleTicked) and contains(json.loads(encode(event.body)), data)
+
+
+def test_a_schedules_alarm_is_a_timer_without_a_run() -> None:
+    event = read("timer.fired.schedule.nightly", SEQ, AT_NS, encode(TimerFired(due="")))
+    assert (event.kind, event.run, event.tail) == ("timer.fired", 0, "nightly")
+    assert isinstance(event.body, TimerFired)
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "schedule.ticked",
+        "schedule.ticked.nightly",
+        "schedule.ticked.42.1795654800",
+        "schedule.ticked.nightly.0",
+        "schedule.ticked.nightly.01795654800",
+        "schedule.ticked.nightly.soon",
+        f"schedule.ticked.nightly.{10**11}",
+        "schedule.ticked.nightly.1795654800.x",
+        f"schedule.ticked.{'a' * 41}.1795654800",
+        "schedule.made.nightly.1795654800",
+        "timer.fired.schedule",
+        "timer.fired.schedule.42",
+        "timer.fired.schedule.nightly.x",
+        "timer.fired.schedules.nightly",
+        "step.completed.schedule.nightly",
+    ],
+)
+def test_a_subject_of_no_schedule_is_unreadable(subject: str) -> None:
+    for kind in OF_SCHEDULES:
+        assert isinstance(read(subject, SEQ, AT_NS, json.dumps(sample(kind)[1]).encode()).body, Unreadable)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_unknown_fields_are_ignored(kind: str) -> None:
     """Old readers survive new writers, at any depth of the new field."""
@@ -73,6 +112,7 @@ def test_unknown_fields_are_ignored(kind: str) -> None:
 
 # -- what is no event ----------------------------------------------------------------------------------------
 
+
 SERVER_SAYS = {
     "ack": controls.ACK,
     "duplicate ack": controls.ACK_DUPLICATE,
@@ -85,6 +125,12 @@ SERVER_SAYS = {
     "service stats": b'{"name":"gpu","id":"x","version":"0.1.0","started":"2026-11-18T12:00:00Z","endpoints":[],"type":"io.nats.micro.v1.stats_response"}',  # noqa: E501
     "watch advisory": b'{"type":"io.nats.jetstream.advisory.v1.max_deliver","id":"x","timestamp":"t","stream":"EVENTS","consumer":"c","stream_seq":1,"deliveries":5}',  # noqa: E501
 }
+
+
+@pytest.mark.parametrize("body", [*SERVER_SAYS.values(), b'{"due":"","outcome":"forgotten"}', b'{"outcome":"ran"}'])
+def test_what_is_no_tick_still_tells_whose_place_it_takes(body: bytes) -> None:
+    event = read("schedule.ticked.nightly.1795654800", SEQ, AT_NS, body)
+    assert isinstance(event.body, Unreadable) and event.tail == "nightly.1795654800"
 
 
 # A person who cancels by hand need not give a reason: an empty message is a request to cancel.
@@ -154,7 +200,14 @@ def test_no_event_reads_as_one_of_another_kind() -> None:
         f"goal.rejected.{SEQ}",
         f"goal.rejected.{SEQ + 1}",
         "run.completed.7.extra",
-        "run.cancel_requested.7.ann",
+        "run.cancel_requested.7.8",
+        "run.cancel_requested.7.ann.bob",
+        "approval.granted.7",
+        "approval.granted.7.a.8",
+        "approval.granted.7.A.ann",
+        "approval.requested.7.a.ann",
+        "step.cancelled.7.a",
+        "step.dispatched.7.a.1.noop.tower.x",
         "step.completed.7",
         "step.completed.7.a",
         "step.completed.7.A.1",
@@ -184,6 +237,8 @@ def test_a_subject_that_nobody_of_remit_says_is_unreadable(subject: str) -> None
 @pytest.mark.parametrize("kind", ["step.completed", "step.failed", "step.dispatched"])
 def test_an_attempt_that_is_no_number_is_none(kind: str, attempt: str) -> None:
     """Attempts count from 1, so attempt 0 is nobody's."""
+    if (kind, attempt) == ("step.dispatched", "1.5"):
+        attempt = "1.5.6"  # one token more is a host
     subject = sample(kind)[0].split(".")
     subject[4] = attempt
     event = read(".".join(subject), SEQ, AT_NS, json.dumps(sample(kind)[1]).encode())
@@ -219,13 +274,15 @@ def test_an_artifacts_size_that_no_file_has_is_unreadable(value: int) -> None:
 
 # -- whatever it is ------------------------------------------------------------------------------------------
 
-tokens = st.sampled_from(["goal", "step", "run", "llm", "timer", "completed", "fired", "submitted", "7", "a", "1", ""])
+tokens = st.sampled_from(
+    ["goal", "schedule", "ticked", "step", "run", "llm", "timer", "completed", "fired", "submitted", "7", "a", "1", ""]
+)
 subjects = (
     st.text(max_size=30)
     | st.lists(tokens | st.text(max_size=3), max_size=8).map(".".join)
     | st.builds(
         lambda kind, rest: ".".join([kind, *rest]),
-        st.sampled_from([*KINDS, "goal.submitted"]),
+        st.sampled_from([*KINDS, *OF_SCHEDULES, "goal.submitted"]),
         st.lists(tokens | st.integers().map(str), max_size=5),
     )
 )
@@ -248,14 +305,15 @@ def test_reading_never_raises(subject: str, data: bytes, seq: int) -> None:
     if not isinstance(event.body, Unreadable):
         assert event.run <= seq
         if event.kind != "goal.submitted":
-            assert isinstance(event.body, KINDS[event.kind][0]) and event.run < seq
+            kinds = {kind: struct for kind, (struct, *_) in KINDS.items()} if event.run else OF_SCHEDULES
+            assert isinstance(event.body, kinds[event.kind]) and event.run < seq
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(KINDS)), st.data())
 def test_half_an_event_is_unreadable_or_the_event(kind: str, data: st.DataObject) -> None:
-    """Cut anywhere, an event never reads as another one."""
+    """Cut anywhere, an event never reads as another one. (Nothing at all is a request to cancel.)"""
     subject, body = controls.every_event(7)[kind]
     whole = encode(body)
-    cut = read(subject, SEQ, AT_NS, whole[: data.draw(st.integers(0, len(whole) - 1))])
+    cut = read(subject, SEQ, AT_NS, whole[: data.draw(st.integers(1, len(whole) - 1))])
     assert isinstance(cut.body, Unreadable)

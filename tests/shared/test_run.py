@@ -4,17 +4,25 @@ from typing import Any
 
 import pytest
 
-from shared.clock import NS_PER_S
-from shared.events import KINDS, Event, Unreadable, read
+from shared.clock import NS_PER_S, parse_ns
+from shared.events import KINDS, ApprovalExpired, Event, Unreadable, read
+from shared.plan import GATE
 from shared.run import LEGAL, Run, evolve, refusal
 from shared.status import RUN_ENDS, STEP_ENDS
 from shared.subjects import (
+    approval_expired,
+    approval_granted,
+    approval_rejected,
+    approval_requested,
     goal_rejected,
     llm_called,
     plan_created,
+    run_cancel_requested,
     run_completed,
     run_queued,
     run_started,
+    step_cancel_requested,
+    step_cancelled,
     step_completed,
     step_dispatched,
     step_failed,
@@ -25,6 +33,13 @@ from tests import controls
 from tests.controls import ACK, Stream
 
 PLAN = controls.plan(controls.step("a", max_attempts=2), controls.step("b", needs=["a"]))
+GATED = controls.plan(
+    controls.step("a", max_attempts=2),
+    controls.step("b", needs=["a"], approval=True),
+    directive=controls.directive(approval_required=True, requester_may_approve=True, approval_expires_s=31_536_000),
+)
+FAR = {"plan_hash": GATED.plan_hash, "expires_at": "2027-01-01T00:00:00.000000Z"}
+YES = {"plan_hash": GATED.plan_hash}
 RUN = 1
 
 
@@ -42,6 +57,17 @@ _running = [*_planned, (run_started(RUN), controls.started())]
 _dispatched = [*_running, (step_dispatched(RUN, "a", 1, "noop"), controls.dispatched())]
 _lost = [*_dispatched, (step_failed(RUN, "a", 1), controls.failed())]
 
+_asked = [(plan_created(RUN), GATED), (approval_requested(RUN, GATE), controls.asked(RUN, GATE, **FAR))]
+_approved = [*_asked, (approval_granted(RUN, GATE, "ann"), controls.granted(RUN, GATE, **YES))]
+_asked_b = [
+    *_approved,
+    (run_started(RUN), controls.started()),
+    (step_dispatched(RUN, "a", 1, "noop"), controls.dispatched()),
+    (step_completed(RUN, "a", 1), controls.completed()),
+    (approval_requested(RUN, "b"), controls.asked(RUN, "b", **FAR)),
+]
+_cancelling = [*_dispatched, (run_cancel_requested(RUN, "ann"), controls.cancel_requested())]
+
 STATES: dict[str, Run] = {
     "pending": state(),
     "planned": state(*_planned),
@@ -56,6 +82,15 @@ STATES: dict[str, Run] = {
     "timed out": state(*_dispatched, (timer_fired(RUN, "deadline"), controls.fired())),
     "plan unreadable": state((plan_created(RUN), ACK)),
     "start unreadable": state(*_planned, (run_started(RUN), ACK)),
+    "gated": state((plan_created(RUN), GATED)),
+    "run asked": state(*_asked),
+    "run approved": state(*_approved),
+    "run expired": state(*_asked, (timer_fired(RUN, f"approval.{GATE}"), controls.fired())),
+    "b asked": state(*_asked_b),
+    "b refused": state(*_asked_b, (approval_rejected(RUN, "b", "ann"), controls.refused(RUN, "b", **YES))),
+    "cancelling": state(*_cancelling),
+    "a told to end": state(*_cancelling, (step_cancel_requested(RUN, "a", 1), controls.told_to_cancel())),
+    "a cancelled": state(*_cancelling, (step_cancelled(RUN, "a", 1), controls.cancelled())),
     "rejected": state((goal_rejected(RUN), controls.goal_rejected_body())),
     "succeeded": state(*_dispatched, (run_completed(RUN), controls.run_over())),
     "failed": state(*_dispatched, (run_completed(RUN), controls.run_over(status="failed"))),
@@ -67,6 +102,15 @@ EVENTS: dict[str, tuple[str, Any]] = {
     "plan.created": (plan_created(RUN), PLAN),
     "run.queued": (run_queued(RUN), controls.queued()),
     "run.started": (run_started(RUN), controls.started()),
+    "cancel": (run_cancel_requested(RUN, "ann"), controls.cancel_requested()),
+    "ask run": (approval_requested(RUN, GATE), controls.asked(RUN, GATE, **FAR)),
+    "ask b": (approval_requested(RUN, "b"), controls.asked(RUN, "b", **FAR)),
+    "grant run": (approval_granted(RUN, GATE, "bob"), controls.granted(RUN, GATE, **YES)),
+    "grant b": (approval_granted(RUN, "b", "bob"), controls.granted(RUN, "b", **YES)),
+    "grant another plan's b": (approval_granted(RUN, "b", "bob"), controls.granted(RUN, "b")),
+    "refuse run": (approval_rejected(RUN, GATE, "bob"), controls.refused(RUN, GATE, **YES)),
+    "refuse b": (approval_rejected(RUN, "b", "bob"), controls.refused(RUN, "b", **YES)),
+    "expire b": (approval_expired(RUN, "b"), ApprovalExpired(expired_at="2027-01-01T00:00:00.000000Z")),
     "dispatch a.1": (step_dispatched(RUN, "a", 1, "noop"), controls.dispatched()),
     "dispatch a.2": (step_dispatched(RUN, "a", 2, "noop"), controls.dispatched()),
     "dispatch a.3": (step_dispatched(RUN, "a", 3, "noop"), controls.dispatched()),
@@ -76,6 +120,8 @@ EVENTS: dict[str, tuple[str, Any]] = {
     "complete b.1": (step_completed(RUN, "b", 1), controls.completed()),
     "fail a.1": (step_failed(RUN, "a", 1), controls.failed()),
     "fail a.2": (step_failed(RUN, "a", 2), controls.failed()),
+    "tell a.1 to end": (step_cancel_requested(RUN, "a", 1), controls.told_to_cancel()),
+    "a.1 was ended": (step_cancelled(RUN, "a", 1), controls.cancelled()),
     "skip a": (step_skipped(RUN, "a"), controls.skipped()),
     "skip b": (step_skipped(RUN, "b"), controls.skipped()),
     "skip c": (step_skipped(RUN, "c"), controls.skipped()),
@@ -84,27 +130,49 @@ EVENTS: dict[str, tuple[str, Any]] = {
     "deadline": (timer_fired(RUN, "deadline"), controls.fired()),
     "timer a.1": (timer_fired(RUN, "step.a.1"), controls.fired()),
     "timer a.2": (timer_fired(RUN, "step.a.2"), controls.fired()),
+    "timer of b's approval": (timer_fired(RUN, "approval.b"), controls.fired()),
     "timer of nothing": (timer_fired(RUN, "step.c.1"), controls.fired()),
     "run.completed": (run_completed(RUN), controls.run_over()),
 }
 
 # What counts in each state; everything else leaves the run as it is, to the object.
-IN_STEPS = {"skip b", "call in a", "deadline", "run.completed"}
+OPEN = {"cancel", "run.completed"}
+STOPPING = {"skip b", "deadline", "run.completed"}
+IN_STEPS = {*STOPPING, "call in a", "cancel"}
 COUNTS: dict[str, set[str]] = {
     # What an executor says only later was said by a stranger: the run is broken, or the attempt lost.
-    "pending": {"goal.rejected", "plan.created", "run.started", "run.completed"},
-    "planned": {"run.queued", "run.started", "dispatch a.1", "run.completed"},
-    "queued": {"run.started", "dispatch a.1", "run.completed"},
+    "pending": {"goal.rejected", "plan.created", "run.started", *OPEN},
+    "planned": {"run.queued", "run.started", "dispatch a.1", *OPEN},
+    "queued": {"run.started", "dispatch a.1", *OPEN},
     "running": {"dispatch a.1", "skip a", *IN_STEPS},
-    "a runs": {"dispatch a.2", "complete a.1", "fail a.1", "timer a.1", *IN_STEPS},
+    "a runs": {"dispatch a.2", "complete a.1", "fail a.1", "a.1 was ended", "timer a.1", *IN_STEPS},
     "a is overdue": {"dispatch a.2", "skip a", *IN_STEPS},
     "a was lost once": {"dispatch a.2", "skip a", *IN_STEPS},
     "a succeeded": IN_STEPS,
     "a failed": IN_STEPS,
     "a skipped": IN_STEPS,
-    "timed out": IN_STEPS - {"deadline"},
-    "plan unreadable": {"goal.rejected", "run.completed"},
-    "start unreadable": {"run.queued", "dispatch a.1", "run.completed"},
+    "timed out": {"skip b", "run.completed"},
+    "plan unreadable": {"goal.rejected", *OPEN},
+    "start unreadable": {"run.queued", "dispatch a.1", *OPEN},
+    # Nobody may start the run before it is approved; a question that is asked early is a question all the same.
+    "gated": {"ask run", "ask b", "dispatch a.1", "run.started", *OPEN},
+    "run asked": {"ask b", "grant run", "refuse run", "dispatch a.1", *OPEN},
+    "run approved": {"run.queued", "run.started", "ask b", "dispatch a.1", *OPEN},
+    "run expired": {"ask b", "dispatch a.1", "run.completed"},
+    "b asked": {"grant b", "refuse b", *IN_STEPS},
+    "b refused": STOPPING - {"deadline"},
+    "cancelling": {
+        "tell a.1 to end",
+        "a.1 was ended",
+        "complete a.1",
+        "fail a.1",
+        "timer a.1",
+        "dispatch a.2",
+        *STOPPING,
+        "call in a",
+    },
+    "a told to end": {"a.1 was ended", "complete a.1", "fail a.1", "timer a.1", "dispatch a.2", *STOPPING, "call in a"},
+    "a cancelled": STOPPING - {"deadline"},
     "rejected": set(),
     "succeeded": set(),
     "failed": set(),
@@ -116,13 +184,26 @@ COUNTS: dict[str, set[str]] = {
 UNREADABLE_COUNTS: dict[str, set[str]] = {
     "goal.rejected": {"pending", "plan unreadable"},
     "plan.created": {"pending"},
-    "run.started": {"pending", "planned", "queued"},
-    "dispatch a.1": {"planned", "queued", "start unreadable", "running"},
-    "dispatch a.2": {"a runs", "a was lost once", "a is overdue"},
+    "run.started": {"pending", "planned", "queued", "gated", "run approved"},
+    "ask run": {"gated"},
+    "ask b": {"gated", "run asked", "run approved", "run expired"},
+    "dispatch a.1": {
+        "planned",
+        "queued",
+        "start unreadable",
+        "running",
+        "gated",
+        "run asked",
+        "run approved",
+        "run expired",
+    },
+    "dispatch a.2": {"a runs", "a was lost once", "a is overdue", "cancelling", "a told to end"},
+    "tell a.1 to end": {"cancelling"},
+    "a.1 was ended": {"a runs", "cancelling", "a told to end"},
     "skip a": {"running", "a was lost once", "a is overdue"},
     "skip b": {name for name, run in STATES.items() if run.status == "running"},
-    "complete a.1": {"a runs"},
-    "fail a.1": {"a runs"},
+    "complete a.1": {"a runs", "cancelling", "a told to end"},
+    "fail a.1": {"a runs", "cancelling", "a told to end"},
     "run.completed": {name for name, run in STATES.items() if not run.ended},
 }
 
@@ -134,12 +215,16 @@ def stored(event: str, body: Any = None) -> Event:
 
 # Whether a call that was made in an attempt which has ended by now belongs to the run's account is decided by the
 # world in tests/executor: the account in run.completed must be the fold's.
-OPEN_QUESTION = {(one, "call in a") for one in STATES if not STATES[one].ended and one != "a runs"}
+OPEN_QUESTION = {
+    (one, "call in a")
+    for one in STATES
+    if not STATES[one].ended and one not in ("a runs", "cancelling", "a told to end")
+}
 PAIRS = [(in_state, event) for in_state in STATES for event in EVENTS if (in_state, event) not in OPEN_QUESTION]
 
 
 def test_the_tables_of_this_file_name_every_kind() -> None:
-    assert {subject.rsplit(".1", 1)[0].split(".1.")[0] for subject, _ in EVENTS.values()} == set(KINDS)
+    assert {".".join(subject.split(".")[:2]) for subject, _ in EVENTS.values()} == set(KINDS)
     assert set(LEGAL) == set(KINDS)
     assert set(COUNTS) == set(STATES)
     assert len(PAIRS) > 350
@@ -237,6 +322,25 @@ def test_the_end_is_what_run_completed_says_and_open_steps_are_skipped() -> None
     run = STATES["failed"]
     assert run.status == "failed" and run.status in RUN_ENDS
     assert {name: step.status for name, step in run.steps.items()} == {"a": "skipped", "b": "skipped"}
+
+
+def late(state_name: str, event: str) -> Run:
+    """The run after the event, said when the questions of this file have expired."""
+    subject, body = EVENTS[event]
+    message = read(subject, 100, parse_ns(FAR["expires_at"]), controls.encode(body))
+    return evolve(STATES[state_name], message)
+
+
+@pytest.mark.parametrize("event", ["grant b", "refuse b"])
+def test_an_answer_after_the_expiry_counts_as_nothing(event: str) -> None:
+    assert late("b asked", event) is STATES["b asked"]
+
+
+@pytest.mark.parametrize("event", ["expire b", "timer of b's approval"])
+def test_a_question_that_nobody_answered_ends_the_run(event: str) -> None:
+    after = late("b asked", event)
+    assert after.approvals["b"].status == "expired"
+    assert after.stop is not None and after.stop.status == "rejected"
 
 
 @pytest.mark.parametrize("due_later", ["deadline", "step.a.1"])

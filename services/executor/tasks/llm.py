@@ -11,6 +11,7 @@ import asyncio
 import os
 import re
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -62,8 +63,10 @@ def endpoint() -> Endpoint | None:
     return Endpoint(url, model, os.environ.get("REMIT_LLM_API_KEY", ""))
 
 
-async def summarise(where: Endpoint, text: str, *, grant: int, timeout_s: float) -> Reply:
-    """Ask for a summary of `text` (redacted) within `grant` tokens."""
+async def summarise(
+    where: Endpoint, text: str, *, grant: int, timeout_s: float, before: Callable[[], Awaitable[None]] | None = None
+) -> Reply:
+    """Ask for a summary of `text` (redacted) within `grant` tokens; `before` is awaited when a call is to be made."""
     if _parts(where.url) is None:
         return Reply(None, "no summary: REMIT_LLM_URL is no http or https URL", None)
     room = grant - FRAMING_TOKENS - len(SYSTEM.encode()) - ANSWER_TOKENS_LEAST
@@ -77,6 +80,8 @@ async def summarise(where: Endpoint, text: str, *, grant: int, timeout_s: float)
         "stream": False,
         "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}],
     }
+    if before is not None:
+        await before()
     began_s = time.monotonic()
     outcome, answer = await _post(where, body, timeout_s=min(TIMEOUT_S, timeout_s))
     usage = answer.get("usage")

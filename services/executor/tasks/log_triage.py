@@ -135,7 +135,13 @@ async def _report(task: Task, done: list[Read], unread: list[Unread]) -> Outputs
     if where is not None and paper.findings:
         await task.progress("asking the language model for a summary")
         left_s = (task.deadline_ns - now_ns()) / NS_PER_S - LLM_SPARE_S
-        reply = await llm.summarise(where, _for_llm(paper), grant=task.token_grant, timeout_s=max(1.0, left_s))
+        reply = await llm.summarise(
+            where,
+            _for_llm(paper),
+            grant=task.token_grant,
+            timeout_s=max(1.0, left_s),
+            before=task.begin_llm_call,
+        )
         if reply.call is not None:
             await task.say_llm_called(reply.call)
         paper = await asyncio.to_thread(write, reply.text, reply.note or None)

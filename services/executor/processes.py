@@ -1,0 +1,126 @@
+"""Running a program for a step, so that nothing of it is left when the step is over.
+
+The program gets a process group of its own. Whoever stops waiting for it (a cancelled step, a deadline, a worker that
+drains) ends the whole group: asked first, killed after `GRACE_S`, and seen gone before the wait returns. It also dies
+with a worker that is killed with -9. A descendant that has made a session of its own is out of reach: that is what
+containers are for.
+"""
+
+import asyncio
+import ctypes
+import os
+import signal
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+GRACE_S = 3.0
+LOOK_S = 0.05
+GONE_WITHIN_S = 10.0
+OUTPUT_BYTES_MAX = 1_000_000
+PR_SET_PDEATHSIG = 1
+
+_libc = ctypes.CDLL(None)
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """Its exit status (negative: the signal that ended it), and the end of what it wrote to both its outputs."""
+
+    status: int
+    output: bytes
+
+
+class StillThere(Exception):
+    """Processes of the step cannot be ended (they hang in the kernel): nobody may say that they are gone."""
+
+
+async def run_process(
+    argv: Sequence[str], *, folder: Path | None = None, env: dict[str, str] | None = None
+) -> Finished:
+    """Run `argv` to its end. Raises OSError when it cannot be started."""
+    child = await asyncio.create_subprocess_exec(
+        *argv,
+        cwd=folder,
+        env=env,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=_die_with_the_worker,
+    )
+    assert child.stdout is not None
+    reading = asyncio.create_task(_tail(child.stdout))
+    try:
+        status = await child.wait()
+    finally:
+        # Also after a normal end: what it has left in its group is nobody's any more, and holds its output.
+        await _to_the_end(_end(child))
+    return Finished(status, await reading)
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for it, however often the waiting is cancelled meanwhile; a cancellation is raised when it is done."""
+    task = asyncio.create_task(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+    task.result()
+    if cancelled:
+        raise asyncio.CancelledError
+
+
+async def _tail(stream: asyncio.StreamReader) -> bytes:
+    """The end of what comes."""
+    output = b""
+    while part := await stream.read(65_536):
+        output = (output + part)[-OUTPUT_BYTES_MAX:]
+    return output
+
+
+def _die_with_the_worker() -> None:
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+async def _end(child: asyncio.subprocess.Process) -> None:
+    group = child.pid  # a session's first process leads its group
+    for number, patience_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GONE_WITHIN_S)):
+        if not _living(group):
+            break
+        _signal(group, number)
+        waited_s = 0.0
+        while waited_s < patience_s and _living(group):
+            await asyncio.sleep(LOOK_S)
+            waited_s += LOOK_S
+    if _living(group):
+        raise StillThere(f"process group {group} is still there {GONE_WITHIN_S:g} s after SIGKILL")
+    await child.wait()
+
+
+def _signal(group: int, number: int) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return
+
+
+def _living(group: int) -> bool:
+    """Whether a process of the group still runs; one that is only not yet waited for does not."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _parent, of_group, *_ = stat.read_text(errors="replace").rpartition(")")[2].split()
+        except (OSError, ValueError):
+            continue  # it ended while we looked
+        if int(of_group) == group and state not in "ZX":
+            return True
+    return False
