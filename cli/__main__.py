@@ -32,6 +32,7 @@ COMMANDS = {
     "allow": ("cli.fleet", "allow"),
     "tasks": ("cli.fleet", "tasks"),
     "directives": ("cli.directives", "directives"),
+    "playbooks": ("cli.playbooks", "playbooks"),
     "schedules": ("cli.schedules", "schedules"),
     "rebuild": ("cli.ledger", "rebuild"),
     "bench": ("cli.bench", "bench"),
