@@ -51,6 +51,18 @@ def runs(seconds: float, output: str) -> None:
 
 
 @bench.command()
+@click.option("--steps", default=1_000, type=click.IntRange(1, 1_400), help="Of the one run.")
+@click.option("--parallel", type=click.IntRange(1, 1_400), help="At a time (default: all).")
+@OUTPUT
+@ends_well
+def fan(steps: int, parallel: int | None, output: str) -> None:
+    """One run of many parallel noop steps, beside three bare nats-py processes that pass the same messages."""
+    from bench.fan import run
+
+    _print(asyncio.run(run(steps, min(parallel or steps, steps), talk)), output)
+
+
+@bench.command()
 @click.option("--events", default=1_000_000, type=click.IntRange(1_000, 100_000_000), help="How many to fold.")
 @OUTPUT
 @ends_well
