@@ -4,7 +4,6 @@ Runs of floor and Remit alternate, so that a noisy neighbour meets both. The run
 need nothing, under a directive that allows N steps, and `parallel` of them at a time.
 """
 
-import asyncio
 import os
 import statistics
 import tempfile
@@ -47,7 +46,7 @@ async def run(steps: int, parallel: int, tell: Callable[[str], None]) -> dict[st
             sizes = await lengths(bus, appender, GOAL)
             sizes.steps, sizes.width = steps, parallel
             async with floor(bus, url, sizes):
-                figures = await _measure(bus, appender, sizes, keeper.pids()["executor"], tell)
+                figures = await _measure(bus, appender, sizes, _pids(keeper), tell)
             await bus.close()
             return figures
         finally:
@@ -58,15 +57,21 @@ async def _allow(bus: Bus, steps: int, parallel: int) -> None:
     """The playbook and its directive. (A goal may ask for 100 steps at most, a directive may give more.)"""
     text = "steps = [\n" + "".join(f'{{id="s{n}",task="noop"}},\n' for n in range(1, steps + 1)) + "]\n"
     budgets = Budgets(max_steps=steps)
-    directive = Directive(
-        name=NAME, task_list=["noop"], max_parallel_steps=parallel, defaults=budgets, maximum=budgets
-    )
+    directive = Directive(name=NAME, task_list=["noop"], max_parallel_steps=parallel, defaults=budgets, maximum=budgets)
     await bus.kv_put(CONFIG_BUCKET, playbook_key(NAME), text.encode())
     await bus.kv_put(CONFIG_BUCKET, directive_key(NAME), msgspec.json.encode(directive))
 
 
+def _pids(keeper: Keeper) -> dict[str, int]:
+    """Who takes part; the executor is its decider, and keeps the worker."""
+    pids = keeper.pids()
+    decider = pids.pop("executor")
+    worker = int(Path(f"/proc/{decider}/task/{decider}/children").read_text().split()[0])
+    return {"decider": decider, "worker": worker, **pids}
+
+
 async def _measure(
-    bus: Bus, appender: Appender, sizes: Sizes, decider: int, tell: Callable[[str], None]
+    bus: Bus, appender: Appender, sizes: Sizes, pids: dict[str, int], tell: Callable[[str], None]
 ) -> dict[str, Any]:
     under = await Client.of_floor(bus, appender, sizes).start(1)
     remit = await Client(bus, appender, EVENTS, goal_submitted(), GOAL, "run.completed.>").start(
@@ -75,15 +80,18 @@ async def _measure(
     tell("warming up")
     await under.alone(1)
     await remit.alone(1)
-    floor_ms, remit_ms, cpu_ms = [], [], []
+    floor_ms, remit_ms = [], []
+    cpu_ms: dict[str, list[float]] = {name: [] for name in pids}
     for number in range(1, ROUNDS + 1):
         tell(f"round {number} of {ROUNDS}")
         floor_ms += await under.alone(1)
-        before_ms = cpu_time_ms(decider)
+        before_ms = {name: cpu_time_ms(pid) for name, pid in pids.items()}
         remit_ms += await remit.alone(1)
-        cpu_ms.append(cpu_time_ms(decider) - before_ms)
+        for name, pid in pids.items():
+            cpu_ms[name].append(cpu_time_ms(pid) - before_ms[name])
     await under.stop()
     await remit.stop()
+    cpu_s = {name: round(statistics.median(each) / 1000, 3) for name, each in cpu_ms.items()}
     floor_s, remit_s = statistics.median(floor_ms) / 1000, statistics.median(remit_ms) / 1000
     return {
         "steps": sizes.steps,
@@ -94,8 +102,8 @@ async def _measure(
         "floor_seconds": round(floor_s, 3),
         "seconds": round(remit_s, 3),
         "seconds_each": [round(one / 1000, 3) for one in remit_ms],
-        "decider_cpu_s": round(statistics.median(cpu_ms) / 1000, 3),
-        "decider_cpu_us_per_step": round(statistics.median(cpu_ms) * 1000 / sizes.steps, 1),
+        "decider_cpu_s": cpu_s.pop("decider"),
+        "others_cpu_s": cpu_s,
         "payload_bytes": msgspec.to_builtins(sizes),
     }
 

@@ -1,9 +1,10 @@
 """The floor: what three bare nats-py processes can pass through the same NATS, and nothing else.
 
-`python -m bench.floor planner|executor|worker` is one role. They pass the eight messages of a three-step run (goal,
-plan, 3 × dispatched and completed; of a run of many parallel steps alike) in the fastest forms known: publishes acknowledged on one wildcard inbox, a pull
-request always outstanding, create-only appends, acks on the work queues. No validation, no state, no recovery; the
-payloads are as long as Remit's own were in the same bench. This is the only file outside shared/ that imports nats.
+`python -m bench.floor planner|executor|worker` is one role. They pass the messages of a run (goal, plan, and for each
+step dispatched and completed: eight of three steps) in the fastest forms known: publishes acknowledged on one wildcard
+inbox, a pull request always outstanding, create-only appends, acks on the work queues. No validation, no state, no
+recovery; the payloads are as long as Remit's own were in the same bench. This is the only file outside shared/ that
+imports nats.
 """
 
 import asyncio

@@ -9,12 +9,12 @@ of waiting is the stream's.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from services.executor.decide import CONSEQUENTIAL, decide
+from services.executor.decide import CONSEQUENTIAL, NOTHING, Known, follow
 from services.executor.performing import Fact
 from services.executor.schedules import Schedules
 from shared.events import Event, RunQueued, RunStarted
 from shared.plan import GATE
-from shared.run import Early, Run, begin, evolve
+from shared.run import Early, Run, begin, evolve, touched
 from shared.subjects import run_queued, run_started
 
 # The events after which a run may be admitted: it is planned, and approved where it has to be.
@@ -39,6 +39,7 @@ class Engine:
         self._waiting: dict[str, dict[int, None]] = defaultdict(dict)  # by directive, in the stream's order
         self._holding: dict[str, dict[int, None]] = defaultdict(dict)  # by directive: started, or said to be
         self._said: dict[int, set[str]] = {}
+        self._known: dict[int, Known] = {}  # the same by steps
         self.early = Early()
         self.schedules = Schedules()  # folded by whoever folds the engine, behind it
 
@@ -98,7 +99,7 @@ class Engine:
             self._waiting[after.plan.directive.name].setdefault(after.id)
         if not self.deciding:
             return []
-        facts = self._decided(after) if event.kind in CONSEQUENTIAL or after.broken else []
+        facts = self._decided(after, touched(event)) if event.kind in CONSEQUENTIAL or after.broken else []
         return facts + self._planned(after) if may_start and not facts else facts
 
     def _begun(self, run: Run) -> list[Fact]:
@@ -107,8 +108,15 @@ class Engine:
         self.runs[run.id] = run
         return self._decided(run) if run.broken and self.deciding else []
 
-    def _decided(self, run: Run) -> list[Fact]:
-        return self._once(run.id, decide(run, self._said.get(run.id, ())))
+    def _decided(self, run: Run, step: str = "") -> list[Fact]:
+        """What follows from the run, in which this step may be in another state than before."""
+        before = self._known.get(run.id, NOTHING)
+        if step and run.plan is not None and (place := run.plan.place_of.get(step)) is not None:
+            before = before.without(place)
+        facts, after = follow(run, before)
+        if after is not NOTHING:
+            self._known[run.id] = after
+        return self._once(run.id, facts) if facts else facts
 
     def due(self) -> list[Fact]:
         """Every fact that the state calls for: what a new executor says when it has read the stream.
@@ -165,6 +173,7 @@ class Engine:
     def _ended(self, run: Run) -> list[Fact]:
         del self.runs[run.id]
         self._said.pop(run.id, None)
+        self._known.pop(run.id, None)
         if run.plan is None:
             return []
         name = run.plan.directive.name
