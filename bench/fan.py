@@ -46,7 +46,7 @@ async def run(steps: int, parallel: int, tell: Callable[[str], None]) -> dict[st
             sizes = await lengths(bus, appender, GOAL)
             sizes.steps, sizes.width = steps, parallel
             async with floor(bus, url, sizes):
-                figures = await _measure(bus, appender, sizes, _pids(keeper), tell)
+                figures = await _measure(bus, appender, sizes, pids_of(keeper), tell)
             await bus.close()
             return figures
         finally:
@@ -62,7 +62,7 @@ async def _allow(bus: Bus, steps: int, parallel: int) -> None:
     await bus.kv_put(CONFIG_BUCKET, directive_key(NAME), msgspec.json.encode(directive))
 
 
-def _pids(keeper: Keeper) -> dict[str, int]:
+def pids_of(keeper: Keeper) -> dict[str, int]:
     """Who takes part; the executor is its decider, and keeps the worker."""
     pids = keeper.pids()
     decider = pids.pop("executor")

@@ -85,6 +85,17 @@ def restart(runs: int, output: str) -> None:
 
 
 @bench.command()
+@click.option("--runs", default=100_000, type=click.IntRange(50, 10_000_000), help="To be finished.")
+@OUTPUT
+@ends_well
+def memory(runs: int, output: str) -> None:
+    """What finished runs leave in the executor's memory: nothing."""
+    from bench.memory import run
+
+    _print(asyncio.run(run(runs, talk)), output)
+
+
+@bench.command()
 @click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--predictions", type=click.Path(path_type=Path), help="Write SET.csv files here, fit to be scored.")
 @OUTPUT
