@@ -28,6 +28,7 @@ COMMANDS = {
     "tasks": ("cli.fleet", "tasks"),
     "directives": ("cli.directives", "directives"),
     "schedules": ("cli.schedules", "schedules"),
+    "playbooks": ("cli.playbooks", "playbooks"),
     "rebuild": ("cli.ledger", "rebuild"),
     "bench": ("cli.bench", "bench"),
     "test": ("cli.__main__", "test"),

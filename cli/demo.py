@@ -28,6 +28,7 @@ from shared.status import EXIT_OF_STATUS
 from shared.subjects import goal_submitted, gpu_report
 
 GOAL = "Check logs and GPUs and map the services on this host"
+PLAYBOOK = "fleet_health"
 HEAD_LINES = 24
 SYSTEM_LOGS = ("/var/log/*.log", "/var/log/syslog", "/var/log/messages")
 
@@ -112,7 +113,9 @@ async def _gpus(bus: Bus, host: str) -> str:
 async def _run(bus: Bus, where: Path, goal: str) -> int:
     talk(f'goal: "{goal}"')
     appender = await Appender(bus).start()
-    run = await appender.append(goal_submitted(), msgspec.json.encode(Goal(goal=goal)), headers=None)
+    # The words alone would lead to the same three tasks; the playbook adds a decision on what they find.
+    asked = Goal(goal=goal, playbook=PLAYBOOK if goal == GOAL else None)
+    run = await appender.append(goal_submitted(), msgspec.json.encode(asked), headers=None)
     ended = await follow(bus, run)
     folder = where / f"run_{run}"
     folder.mkdir(parents=True, exist_ok=True)

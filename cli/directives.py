@@ -12,36 +12,41 @@ from shared.catalogue import ANY_TASK, BUILT_IN, Catalogue
 from shared.clock import rfc3339
 from shared.config import Config
 from shared.errors import AlreadySaid, Malformed, NotFound
-from shared.plan import BUDGET_LIMITS, Directive, malformed
+from shared.plan import BUDGET_LIMITS, Directive, Problem, directive_problems, malformed
 from shared.subjects import CONFIG_BUCKET, directive_key, token
 
 HISTORY_MAX = 64
 
 
 def check(directive: Directive, catalogue: Catalogue) -> Directive:
-    """The directive, when goals can be planned under it; `Malformed` with the field when none ever could."""
-    token(directive.name, "name")
+    """The directive, when goals can be planned under it; else `Malformed` with every reason and its field."""
+    problems = directive_problems(directive)
     if not directive.task_list:
-        raise Malformed("it allows nothing; `*` stands for every task of the catalogue", field="task_list")
+        problems.append(Problem("it allows nothing; `*` stands for every task of the catalogue", "task_list"))
     for name in directive.task_list:
         if name != ANY_TASK and catalogue.task(name) is None:
-            raise Malformed(f"there is no task {name!r}; `remit tasks ls` shows them", field="task_list")
+            problems.append(Problem(f"there is no task {name!r}; `remit tasks ls` shows them", "task_list"))
     for field in BUDGET_LIMITS:
         default, most = getattr(directive.defaults, field), getattr(directive.maximum, field)
         if default > most:
-            raise Malformed(f"the default {default} is over the maximum {most}", field=f"defaults.{field}")
+            problems.append(Problem(f"the default {default} is over the maximum {most}", f"defaults.{field}"))
+    if problems:
+        first, *others = problems
+        more = "".join(f"; {one.field}: {one.reason}" for one in others)
+        raise Malformed(first.reason + more, field=first.field)
     return directive
 
 
 @click.group()
 def directives() -> None:
-    """Say what goals may do: their tasks, their budgets, how many at a time.
+    """Say what goals may do: their tasks, budgets and hosts, how many at a time, and who has to approve.
 
     A run is governed by the snapshot of its directive in its plan, whatever is changed later.
 
     \b
     remit directives ls
     remit directives set nightly --task log_triage --task gpu_report --max-concurrent-runs 1
+    remit directives set careful --approval-required deploy,migrate --approver ann --approver bob
     remit submit "check logs" --directive nightly
     """
 
@@ -62,7 +67,8 @@ def directives_ls(output: str) -> None:
     if output == "json":
         data(rows)
     else:
-        table(rows, ("name", "version", "task_list", "max_concurrent_runs", "on_failure", "description"))
+        columns = ("name", "version", "task_list", "approval_required", "max_concurrent_runs", "on_failure")
+        table(rows, (*columns, "description"))
 
 
 @directives.command("show")
@@ -82,8 +88,20 @@ def directives_show(output: str, name: str) -> None:
 @click.option("--file", "path", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="JSON, whole.")
 @click.option("--description")
 @click.option("--task", "tasks", multiple=True, help="Allow this task; `*` is every one. Several, in order of rank.")
+@click.option(
+    "--approval-required", metavar="WHAT", help="true: before each run. NAME,NAME: before these tasks or steps. false."
+)
+@click.option("--approver", "approvers", multiple=True, help="A principal who may answer; several. '' lets anybody.")
+@click.option("--approvals-needed", type=click.IntRange(1, 100), help="How many of them have to approve.")
+@click.option("--requester-may-approve/--no-requester-may-approve", default=None, help="Whether who asks may, too.")
+@click.option("--approval-expires-s", type=click.IntRange(1, 31_536_000), help="How long an answer is waited for.")
 @click.option("--max-concurrent-runs", type=click.IntRange(1, 1_000_000))
-@click.option("--on-failure", type=click.Choice(["stop", "continue"]))
+@click.option("--max-parallel-steps", type=click.IntRange(1, 1_000_000), help="Steps of one run at a time.")
+@click.option("--host", "hosts", multiple=True, help="Goals may name only this host; several. '' is every host.")
+@click.option("--channel", "channels", multiple=True, help="Where notify steps are for; several. '' is nowhere.")
+@click.option(
+    "--on-failure", type=click.Choice(["stop", "continue", "rollback"]), help="What a step does that says nothing."
+)
 @click.option("--default", "defaults", multiple=True, metavar="FIELD=N", help="A goal's budget when it names none.")
 @click.option("--maximum", "maxima", multiple=True, metavar="FIELD=N", help="What a goal may ask for at most.")
 @click.option("--if-version", type=int, help="Only over this version (0: only if it is new or built in).")
@@ -124,14 +142,28 @@ def _read(content: bytes) -> Directive:
         raise malformed(error) from error
 
 
+# What is taken as it was given.
+_PLAIN = (
+    "description",
+    "approvals_needed",
+    "requester_may_approve",
+    "approval_expires_s",
+    "max_concurrent_runs",
+    "max_parallel_steps",
+    "on_failure",
+)
+
+
 def _changed(before: Directive, given: dict[str, Any]) -> Directive:
-    changes: dict[str, Any] = {
-        field: given[field]
-        for field in ("description", "max_concurrent_runs", "on_failure")
-        if given[field] is not None
-    }
-    if given["tasks"]:
-        changes["task_list"] = list(given["tasks"])
+    changes: dict[str, Any] = {field: given[field] for field in _PLAIN if given[field] is not None}
+    for field, option in (("task_list", "tasks"), ("approvers", "approvers"), ("channels", "channels")):
+        if given[option]:
+            changes[field] = [name for name in given[option] if name]
+    if given["hosts"]:
+        changes["hosts"] = [name for name in given["hosts"] if name] or None
+    if (asked := given["approval_required"]) is not None:
+        names = [name.strip() for name in asked.split(",") if name.strip()]
+        changes["approval_required"] = {"true": True, "false": False, "": False}.get(asked.strip().lower(), names)
     for field, pairs in (("defaults", given["defaults"]), ("maximum", given["maxima"])):
         if pairs:
             changes[field] = msgspec.structs.replace(getattr(before, field), **dict(_pair(pair) for pair in pairs))

@@ -118,6 +118,10 @@ class _Shown:
             talk("  queued: its directive's other runs come first")
 
 
+# What of a step's outputs is shown, the first that is there: a decision leaves `result`, a notice `message`.
+_TOLD = ("verdict", "status", "result", "message")
+
+
 def _lines(run: Run, event: Event, began_ns: dict[str, int]) -> list[str]:
     body = event.body
     if isinstance(body, PlanCreated):
@@ -129,7 +133,8 @@ def _lines(run: Run, event: Event, began_ns: dict[str, int]) -> list[str]:
     took_s = (event.at_ns - began_ns.get(event.step, event.at_ns)) / 1e9
     if isinstance(body, StepCompleted):
         host = f" on {body.host}" if body.host else ""
-        verdict = body.outputs.get("verdict") or body.outputs.get("status")
+        verdict = next((body.outputs[name] for name in _TOLD if body.outputs.get(name) is not None), "")
+        verdict = str(verdict).lower() if isinstance(verdict, bool) else verdict
         return [f"  {event.step} {status('succeeded')}{host} in {took_s:.1f} s{f': {verdict}' if verdict else ''}"]
     if isinstance(body, StepFailed):
         state = run.steps.get(event.step)

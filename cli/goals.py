@@ -8,11 +8,11 @@ import click
 import msgspec
 
 from cli.follow import follow
-from cli.speak import common, data, ends_well, fail, talk, with_bus
+from cli.speak import common, data, ends_well, fail, line, talk, with_bus
 from shared.append import Appender
 from shared.bus import Bus
 from shared.events import GoalRejected, PlanCreated
-from shared.plan import read_goal
+from shared.plan import Step, read_goal
 from shared.status import EXIT_OF_STATUS, EXIT_REJECTED, EXIT_USAGE
 from shared.subjects import goal_submitted
 
@@ -22,6 +22,9 @@ def goal_options(command: click.decorators.FC) -> click.decorators.FC:
     for option in reversed(
         [
             click.option("--task", "tasks", multiple=True, help="Run this task; several run in the order given."),
+            click.option("--playbook", help="Run this playbook; `remit playbooks ls` shows them."),
+            click.option("--retry-of", type=int, metavar="RUN", help="Run the steps of this run again."),
+            click.option("--from-step", metavar="STEP", help="With --retry-of: keep what came before this step."),
             click.option("--directive", help="What is allowed (default: `default`)."),
             click.option("--host", "hosts", multiple=True, help="Only this host; may be repeated."),
             click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="A parameter; VALUE as JSON."),
@@ -43,6 +46,9 @@ def _goal(command: click.decorators.FC) -> click.decorators.FC:
 def payload(
     goal: str | None,
     tasks: tuple[str, ...],
+    playbook: str | None,
+    retry_of: int | None,
+    from_step: str | None,
     directive: str | None,
     hosts: tuple[str, ...],
     params: tuple[str, ...],
@@ -63,6 +69,9 @@ def payload(
     fields = {
         "goal": goal,
         "tasks": list(tasks) or None,
+        "playbook": playbook,
+        "retry_of": retry_of,
+        "from_step": from_step,
         "directive": directive,
         "params": named or None,
         "hosts": list(hosts) or None,
@@ -90,6 +99,7 @@ def plan(output: str, **given: object) -> None:
     \b
     remit plan "check logs and GPU"
     remit plan --task noop --task noop -o json
+    remit plan --playbook fleet_health --param window_s=300
     """
     body = payload(**given)  # type: ignore[arg-type]  # click hands over what the options say
     done = subprocess.run([sys.executable, "-m", "services.planner", "--preview"], input=body, stdout=subprocess.PIPE)
@@ -106,17 +116,31 @@ def plan(output: str, **given: object) -> None:
         click.echo(done.stdout.decode().strip())
         return
     made = msgspec.json.decode(done.stdout, type=PlanCreated)
+    if made.is_gated:
+        line("the run asks for approval before it starts")
     for number, step in enumerate(made.steps, 1):
-        after = f", after {', '.join(step.needs)}" if step.needs else ""
-        click.echo(f"{number}. {step.id}: {step.why}{after}")
+        line(f"{number}. {_described(step, made)}")
     for note in made.notes:
-        click.echo(f"note: {note}")
+        line(f"note: {note}")
     budgets = made.budgets
     click.echo(
         f"directive {made.directive.name}; at most {budgets.max_steps} steps, {budgets.time_budget_s} s, "
         f"{budgets.token_budget} tokens"
     )
     click.echo(f"plan hash {made.plan_hash}")
+
+
+def _described(step: Step, plan: PlanCreated) -> str:
+    """A step in one line: what it is and why, and what has to be so before it runs."""
+    kind = "" if step.kind == "task" else f" ({step.kind})"
+    after = f", after {', '.join(step.needs)}" if step.needs else ""
+    when = f", when {' '.join(step.when.split())}" if step.when else ""
+    host = f", on {step.host}" if step.host else ""
+    asks = ", asks for approval" if step.approval or step.kind == "approval" else ""
+    undo = f", undone by {step.compensation}" if step.compensation else ""
+    only = ", only when the run is rolled back" if step.id in plan.compensations else ""
+    kept = f", reused from run {plan.retry_of}" if step.id in plan.reused else ""
+    return f"{step.id}{kind}: {step.why}{after}{when}{host}{asks}{undo}{only}{kept}"
 
 
 @click.command()
@@ -130,6 +154,8 @@ def submit(output: str, wait: bool, **given: object) -> None:
     \b
     remit submit "check logs and GPU" --wait
     remit submit --task log_triage --task gpu_report --time-budget 120
+    remit submit --playbook fleet_health --wait
+    remit submit --retry-of 42 --from-step verify
     Exit codes with --wait: 0 succeeded, 1 failed, 3 rejected or cancelled, 7 a budget ended.
     """
     body = payload(**given)  # type: ignore[arg-type]

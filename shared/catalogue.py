@@ -1,10 +1,12 @@
-"""What Remit can do and what it allows before anybody has configured it: the built-in tasks and directives."""
+"""What Remit can do and what it allows before anybody has configured it: built-in tasks, directives and playbooks."""
 
 import hashlib
+from importlib.resources import files
 
 import msgspec
 
 from shared.plan import Directive, TaskSpec, canonical
+from shared.playbook import Playbook, read_playbook
 
 TASKS: tuple[TaskSpec, ...] = (
     TaskSpec(
@@ -46,11 +48,23 @@ DIRECTIVES: tuple[Directive, ...] = (
 )
 
 
+def playbook_texts() -> dict[str, bytes]:
+    """The TOML of the built-in playbooks by name: `playbooks/<name>.toml`, data of the installed package."""
+    found = [one for one in files("playbooks").iterdir() if one.name.endswith(".toml")]
+    return {one.name.removesuffix(".toml"): one.read_bytes() for one in sorted(found, key=lambda one: one.name)}
+
+
+def _playbooks() -> dict[str, Playbook]:
+    read = {name: read_playbook(text, name)[0] for name, text in playbook_texts().items()}
+    return {name: playbook for name, playbook in read.items() if playbook is not None}
+
+
 class Catalogue(msgspec.Struct, frozen=True):
-    """The tasks that can be planned, in a fixed order (built-in ones first), and the directives by name."""
+    """The tasks that can be planned, in a fixed order (built-in ones first); directives and playbooks by name."""
 
     tasks: tuple[TaskSpec, ...] = TASKS
     directives: dict[str, Directive] = msgspec.field(default_factory=lambda: {one.name: one for one in DIRECTIVES})
+    playbooks: dict[str, Playbook] = msgspec.field(default_factory=_playbooks)
 
     @property
     def version(self) -> str:

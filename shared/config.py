@@ -18,9 +18,10 @@ import msgspec
 from shared.bus import Bus
 from shared.catalogue import BUILT_IN, Catalogue
 from shared.plan import Directive, TaskSpec
+from shared.playbook import Playbook, read_playbook
 from shared.pull import Reader
 from shared.streams import last_seq
-from shared.subjects import CONFIG_BUCKET, is_token
+from shared.subjects import CONFIG_BUCKET, is_token, playbook_key
 
 log = logging.getLogger("remit.config")
 
@@ -100,7 +101,7 @@ class Config:
 
     @property
     def catalogue(self) -> Catalogue:
-        """Tasks and directives, the built-in ones overlaid with the configured ones."""
+        """Tasks, directives and playbooks, the built-in ones overlaid with the configured ones."""
         if self._catalogue is None:
             self._catalogue = catalogue(self._values)
         return self._catalogue
@@ -127,7 +128,25 @@ def catalogue(values: dict[str, bytes]) -> Catalogue:
     directives = dict(BUILT_IN.directives)
     for name, directive in entries(values, "directive.", Directive).items():
         directives[name] = msgspec.structs.replace(directive, name=name)
-    return Catalogue(tasks=tuple(tasks.values()), directives=directives)
+    return Catalogue(tasks=tuple(tasks.values()), directives=directives, playbooks=_playbooks(values))
+
+
+def _playbooks(values: dict[str, bytes]) -> dict[str, Playbook]:
+    """The built-in ones, and those configured in place of them or beside them; one that cannot be read is left out."""
+    found = dict(BUILT_IN.playbooks)
+    prefix = playbook_key("")
+    for key in sorted(values):
+        if not key.startswith(prefix):
+            continue
+        name = key.removeprefix(prefix)
+        playbook, problems = read_playbook(values[key], name)
+        if playbook is not None and not problems:
+            found[name] = playbook
+        else:
+            found.pop(name, None)  # what was to stand in its place is not what was meant any more
+            told = "; ".join(f"{one.field}: {one.reason}" for one in problems)
+            log.warning("config %s is left out: %s", key, told[:1000])
+    return found
 
 
 def setting(name: str, kind: type[T], default: T) -> T:

@@ -13,7 +13,7 @@ import msgspec
 
 from shared.clock import parse_ns
 from shared.errors import Malformed
-from shared.subjects import is_step_id, is_token
+from shared.subjects import is_principal, is_step_id, is_token
 
 GOAL_BYTES_MAX = 65_536  # a goal is 2,000 characters and a few parameters; what is bigger belongs into an artifact
 GOAL_CHARS_MAX = 2_000
@@ -253,6 +253,42 @@ class Problem(msgspec.Struct, frozen=True):
 
     reason: str
     field: str
+
+
+def directive_problems(directive: Directive) -> list[Problem]:
+    """What no directive can mean, by its fields; whoever sets one and whoever plans under it asks here."""
+    asked = directive.approval_required
+    problems: list[Problem] = []
+    for field, names, is_name in (
+        ("approval_required", [] if isinstance(asked, bool) else asked, is_token),
+        ("approvers", directive.approvers, is_principal),
+        ("hosts", directive.hosts or [], is_token),
+        ("channels", directive.channels, is_token),
+    ):
+        hint = ", not all digits" if is_name is is_principal else ""
+        problems += [
+            Problem(f"{name[:80]!r} must be 1 to 64 letters, digits, '_' or '-'{hint}", field)
+            for name in names
+            if not is_name(name)
+        ]
+    if directive.hosts is not None and not directive.hosts:
+        problems.append(Problem("no host is left; null stands for every one", "hosts"))
+    if why := approval_problem(directive):
+        problems.append(Problem(why, "approvals_needed"))
+    return problems
+
+
+def approval_problem(directive: Directive, requester: str = "") -> str:
+    """Why nobody could give the approvals that are needed; "" when somebody can. An empty list lets anybody answer."""
+    named, needed = set(directive.approvers), directive.approvals_needed
+    if not named:
+        return ""
+    if needed > len(named):
+        return f"{needed} approvals are needed, and {len(named)} may approve ({', '.join(sorted(named))})"
+    left = named if directive.requester_may_approve else named - {requester}
+    if needed > len(left):
+        return f"{needed} approvals are needed; besides {requester}, who may not approve their own, {len(left)} may"
+    return ""
 
 
 def canonical(value: Any) -> bytes:

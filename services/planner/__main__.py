@@ -1,17 +1,24 @@
-"""`python -m services.planner`: the planner as a process. With `--preview` it plans one goal from stdin and says it."""
+"""`python -m services.planner`: the planner as a process.
+
+With `--preview` it plans one goal from stdin and says it; with `--check-playbook NAME` it checks one playbook so.
+"""
 
 import asyncio
 import os
 import sys
 
-from services.planner.service import Planner, answer_to, rejected
+from services.planner.planning import plan
+from services.planner.playbooks import check_playbook
+from services.planner.service import Planner, read_run, rejected
 from shared import process
 from shared.append import Appender
 from shared.bus import connect
-from shared.catalogue import BUILT_IN
+from shared.catalogue import BUILT_IN, Catalogue
 from shared.config import Config, nats_url
 from shared.errors import Unavailable
-from shared.events import encode
+from shared.events import PlanCreated, encode
+from shared.plan import Problem, read_goal
+from shared.run import Run
 
 
 async def main(stop: asyncio.Event) -> None:
@@ -24,23 +31,42 @@ async def main(stop: asyncio.Event) -> None:
     await bus.close()
 
 
-async def preview(goal: bytes) -> int:
-    """The plan of `goal` under what is configured, or under the built-in directives where no NATS is in reach."""
+async def _catalogue(retry_of: int | None = None) -> tuple[Catalogue, Run | list[Problem] | None]:
+    """What is configured, or built in where no NATS is in reach; and the run to repeat."""
     try:
         bus = await connect(nats_url(), "remit-preview", credentials=os.environ.get("REMIT_NATS_CREDS"))
-        config = await Config(bus).start()
-        catalogue = config.catalogue
-        await config.stop()
-        await bus.close()
+        try:
+            config = await Config(bus).start()
+            await config.stop()
+            return config.catalogue, await read_run(bus, retry_of) if retry_of is not None else None
+        finally:
+            await bus.close()
     except Unavailable as error:
-        print(f"{error}; planning under the built-in directives", file=sys.stderr)
-        catalogue = BUILT_IN
-    answer = answer_to(goal, catalogue)
+        print(f"{error}; planning with what is built in", file=sys.stderr)
+        return BUILT_IN, [Problem(f"run {retry_of} cannot be read: {error}", "retry_of")] if retry_of else None
+
+
+async def preview(data: bytes) -> int:
+    """The plan of a goal as it would be now, on stdout; 3 when it would be rejected."""
+    goal, problems = read_goal(data)
+    answer: PlanCreated | list[Problem] = problems
+    if goal is not None:
+        catalogue, repeated = await _catalogue(goal.retry_of)
+        answer = repeated if isinstance(repeated, list) else plan(goal, catalogue, repeated)
     sys.stdout.buffer.write(encode(rejected(answer) if isinstance(answer, list) else answer) + b"\n")
     return 3 if isinstance(answer, list) else 0
+
+
+async def check(name: str, text: bytes) -> int:
+    """What is wrong with a playbook, as a list of problems on stdout; 3 when there are any."""
+    problems = check_playbook(text, name, (await _catalogue())[0])
+    sys.stdout.buffer.write(encode(problems) + b"\n")
+    return 3 if problems else 0
 
 
 if __name__ == "__main__":
     if "--preview" in sys.argv[1:]:
         raise SystemExit(asyncio.run(preview(sys.stdin.buffer.read())))
+    if "--check-playbook" in sys.argv[1:]:
+        raise SystemExit(asyncio.run(check(sys.argv[-1], sys.stdin.buffer.read())))
     process.run("planner", main)

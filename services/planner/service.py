@@ -4,6 +4,8 @@ A planner that dies before the acknowledgement gets the goal again; its second a
 of the first and changes nothing. Any number of planners may run.
 """
 
+import asyncio
+import contextlib
 import logging
 
 from services.planner.planning import plan
@@ -11,15 +13,23 @@ from shared.append import Appender
 from shared.bus import Bus
 from shared.catalogue import Catalogue
 from shared.config import Config
-from shared.events import GoalRejected, PlanCreated, Unreadable, encode, read
-from shared.plan import Problem, read_goal
+from shared.errors import NotFound, RemitError, Unavailable
+from shared.events import Event, GoalRejected, PlanCreated, Unreadable, encode, read
+from shared.plan import Goal, Problem, read_goal
 from shared.pull import Delivery, Puller
+from shared.run import Run
+from shared.story import read_story
 from shared.subjects import EVENTS, goal_rejected, plan_created
 
 log = logging.getLogger("remit.planner")
 
 # A goal that has ended so many planners is the planner's fault; the operator gets a word instead of silence.
 DELIVERIES_MAX = 5
+
+HEARTBEAT_S = 1.0  # of a goal that waits for the run that it repeats to be read; its lease is 5 s
+RETRY_S = 1.0
+
+Answer = PlanCreated | list[Problem]
 
 
 class Planner:
@@ -30,42 +40,102 @@ class Planner:
         self._config = config
         self._puller = Puller(bus, EVENTS, "planner", self.on_goal_submitted, batch=256)
         self._bus = bus
+        self._reading: dict[int, asyncio.Task[None]] = {}  # goals that wait for the run that they repeat
 
     async def start(self) -> None:
         await self._puller.start()
 
     async def stop(self) -> None:
         await self._puller.stop()
+        for reading in self._reading.values():
+            reading.cancel()  # not acknowledged, so another planner gets the goal
         await self._appender.drain()
         await self._bus.flush()
 
-    async def on_goal_submitted(self, goal: Delivery) -> None:
-        event = read(goal.subject, goal.seq, goal.at_ns, b"")
-        answer: PlanCreated | list[Problem]
+    async def on_goal_submitted(self, delivery: Delivery) -> None:
+        if delivery.seq in self._reading:
+            return  # delivered again, because a heartbeat was lost
+        event = read(delivery.subject, delivery.seq, delivery.at_ns, b"")
         if isinstance(event.body, Unreadable):
-            answer = [Problem(event.body.reason, "subject")]
-        elif goal.delivered > DELIVERIES_MAX and await self._bus.last_on(EVENTS, plan_created(goal.seq)):
-            await self._puller.ack(goal)  # planned; only the acknowledgements were lost
-            return
-        elif goal.delivered > DELIVERIES_MAX:
-            answer = [Problem("planning this goal ended the planner each time", "goal")]
+            await self._say(delivery, [Problem(event.body.reason, "subject")])
+        elif delivery.delivered > DELIVERIES_MAX and await self._bus.last_on(EVENTS, plan_created(delivery.seq)):
+            await self._puller.ack(delivery)  # planned; only the acknowledgements were lost
+        elif delivery.delivered > DELIVERIES_MAX:
+            await self._say(delivery, [Problem("planning this goal ended the planner each time", "goal")])
         else:
-            answer = answer_to(goal.data, self._config.catalogue)
-            if isinstance(answer, list) and any(_may_be_news(problem) for problem in answer):
-                # The directive or task may have been added a moment ago: look again before saying no.
-                await self._config.catch_up()
-                answer = answer_to(goal.data, self._config.catalogue)
+            goal, problems = read_goal(delivery.data)
+            if goal is None:
+                await self._say(delivery, problems)
+            elif goal.retry_of is None:
+                await self._say(delivery, await self._answer(goal, event))
+            else:
+                # Reading a run may take seconds; the goals behind this one do not wait for it.
+                reading = asyncio.create_task(self._repeat(delivery, goal, goal.retry_of, event))
+                self._reading[delivery.seq] = reading
+                reading.add_done_callback(lambda done: self._read(delivery.seq, done))
+
+    def _read(self, goal: int, reading: asyncio.Task[None]) -> None:
+        del self._reading[goal]
+        if not reading.cancelled() and (error := reading.exception()) is not None:
+            # Unacknowledged, so it is delivered again, and refused aloud when it ends so each time.
+            log.error("goal %d could not be answered", goal, exc_info=error)
+
+    async def _repeat(self, delivery: Delivery, goal: Goal, retry_of: int, event: Event) -> None:
+        """Answer a goal that repeats a run. While NATS does not give the run, the goal stays unanswered and unacked."""
+        heart = asyncio.create_task(self._beat(delivery))
+        try:
+            while True:
+                try:
+                    repeated = await read_run(self._bus, retry_of)
+                    break
+                except Unavailable as error:
+                    log.warning("goal %d repeats run %d, which cannot be read now: %s", event.seq, retry_of, error)
+                    await asyncio.sleep(RETRY_S)
+            if isinstance(repeated, list):
+                await self._say(delivery, repeated)
+            else:
+                await self._say(delivery, await self._answer(goal, event, repeated))
+        finally:
+            heart.cancel()
+
+    async def _beat(self, delivery: Delivery) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            with contextlib.suppress(Unavailable):
+                await self._puller.in_progress(delivery)
+
+    async def _answer(self, goal: Goal, event: Event, repeated: Run | None = None) -> Answer:
+        answer = plan(goal, self._config.catalogue, repeated, event.tail)
+        if isinstance(answer, list) and any(_may_be_news(problem) for problem in answer):
+            # The directive, task or playbook may have been added a moment ago: look again before saying no.
+            await self._config.catch_up()
+            answer = plan(goal, self._config.catalogue, repeated, event.tail)
+        return answer
+
+    async def _say(self, delivery: Delivery, answer: Answer) -> None:
         if isinstance(answer, list):
-            subject, body = goal_rejected(goal.seq), encode(rejected(answer))
+            subject, body = goal_rejected(delivery.seq), encode(rejected(answer))
         else:
-            subject, body = plan_created(goal.seq), encode(answer)
-        await self._appender.say(subject, body, lambda _seq: self._puller.ack(goal))
+            subject, body = plan_created(delivery.seq), encode(answer)
+        await self._appender.say(subject, body, lambda _seq: self._puller.ack(delivery))
 
 
-def answer_to(data: bytes, catalogue: Catalogue) -> PlanCreated | list[Problem]:
+async def read_run(bus: Bus, run: int) -> Run | list[Problem] | None:
+    """The run that a goal repeats, None where there is none, or why it can never be read. `Unavailable`: not now."""
+    try:
+        return (await read_story(bus, run)).run
+    except NotFound:
+        return None
+    except Unavailable:
+        raise
+    except RemitError as error:
+        return [Problem(error.message, "retry_of")]
+
+
+def answer_to(data: bytes, catalogue: Catalogue, repeated: Run | None = None) -> Answer:
     """Bytes in, plan or problems out: what the planner says of a goal."""
     goal, problems = read_goal(data)
-    return problems if goal is None else plan(goal, catalogue)
+    return problems if goal is None else plan(goal, catalogue, repeated)
 
 
 def rejected(problems: list[Problem]) -> GoalRejected:
@@ -77,5 +147,8 @@ def rejected(problems: list[Problem]) -> GoalRejected:
     )
 
 
+_NEWS = ("directive", "tasks", "playbook", "params", "steps", "hosts", "retry_of")
+
+
 def _may_be_news(problem: Problem) -> bool:
-    return problem.field == "directive" or problem.field.startswith("tasks")
+    return problem.field.startswith(_NEWS)

@@ -55,11 +55,49 @@ def test_a_change_over_a_version_that_is_gone_is_refused(remit: Stack) -> None:
         (["set", "x", "--default", "max_steps=101"], "max_steps"),
         (["set", "x", "--default", "max_steps=9", "--maximum", "max_steps=3"], "defaults.max_steps"),
         (["set", "x", "--default", "steps=3"], "budget"),
+        (["set", "x", "--approver", "ann", "--approvals-needed", "2"], "approvals_needed"),
+        (["set", "x", "--approver", "42"], "approvers"),
+        (["set", "x", "--approval-required", "a.b,noop"], "approval_required"),
+        (["set", "x", "--host", "a.b"], "hosts"),
+        (["set", "x", "--channel", "#ops"], "channels"),
     ],
 )
 def test_what_cannot_be_a_directive_is_refused_by_its_field(remit: Stack, argv: list[str], field: str) -> None:
     assert field in ran(remit, *argv, code=2)
     assert ran(remit, "show", "x", code=6)
+
+
+def test_all_that_is_wrong_is_told_at_once(remit: Stack) -> None:
+    said = ran(remit, "set", "x", "--task", "nope", "--host", "a.b", "--approver", "1", "--default", "max_steps=100",
+               "--maximum", "max_steps=2", code=2)  # fmt: skip
+    assert [field for field in ("task_list", "hosts", "approvers", "defaults.max_steps") if field not in said] == []
+
+
+def test_every_field_can_be_set_and_taken_back(remit: Stack) -> None:
+    full = ["--approval-required", "noop, deploy", "--approver", "ann", "--approver", "bob", "--approvals-needed", "2",
+            "--requester-may-approve", "--approval-expires-s", "60", "--max-parallel-steps", "3", "--host", "tower",
+            "--host", "mini", "--channel", "ops", "--on-failure", "rollback"]  # fmt: skip
+    made = ran(remit, "set", "full", *full)
+    assert (made["approval_required"], made["approvers"], made["approvals_needed"]) == (
+        ["noop", "deploy"], ["ann", "bob"], 2,
+    )  # fmt: skip
+    assert (made["requester_may_approve"], made["approval_expires_s"], made["max_parallel_steps"]) == (True, 60, 3)
+    assert (made["hosts"], made["channels"], made["on_failure"]) == (["tower", "mini"], ["ops"], "rollback")
+    assert ran(remit, "show", "full") == made
+    less = ran(remit, "set", "full", "--approval-required", "true", "--approver", "", "--no-requester-may-approve",
+               "--host", "", "--channel", "")  # fmt: skip
+    assert less["approval_required"] is True and less["requester_may_approve"] is False
+    assert (less["approvers"], less["hosts"], less["channels"]) == ([], None, [])
+    assert less["approval_expires_s"] == 60
+    assert ran(remit, "set", "full", "--approval-required", "false")["approval_required"] is False
+
+
+def test_a_directives_hosts_hold_for_every_goal(remit: Stack, client: Bus) -> None:
+    ran(remit, "set", "fenced", "--host", "tower")
+    refused = remit.remit("plan", "--task", "noop", "--directive", "fenced", "--host", "mini")
+    assert refused.returncode == 3 and "hosts: directive fenced does not allow mini" in refused.stderr
+    made = remit.remit("plan", "--task", "noop", "--directive", "fenced", "-o", "json")
+    assert json.loads(made.stdout)["steps"][0]["inputs"] == {"hosts": ["tower"]}
 
 
 def test_what_was_never_set_is_not_found(remit: Stack) -> None:

@@ -7,6 +7,9 @@ from cli.__main__ import COMMANDS, SERVICES, main
 
 NESTED = [("allow", "add"), ("allow", "ls"), ("allow", "rm"), ("allow", "disable"), ("allow", "enable"),
           ("tasks", "add"), ("tasks", "ls"), ("tasks", "rm"),
+          ("directives", "ls"), ("directives", "show"), ("directives", "set"), ("directives", "rm"),
+          ("directives", "history"),
+          ("playbooks", "ls"), ("playbooks", "show"), ("playbooks", "set"), ("playbooks", "rm"),
           ("bench", "runs"), ("bench", "fold"), ("bench", "triage")]  # fmt: skip
 
 
@@ -52,6 +55,19 @@ def test_the_version_is_told() -> None:
         ["submit", "check logs", "--param", "novalue"],
         ["submit", "check logs", "--directive", "a b"],
         ["submit", "check logs", "--host", "a.b"],
+        ["submit", "--playbook", "a b"],
+        ["submit", "--playbook", "fleet_health", "--task", "noop"],
+        ["submit", "--retry-of", "0"],
+        ["submit", "--retry-of", "forty"],
+        ["submit", "--from-step", "a"],
+        ["submit", "--retry-of", "42", "--from-step", "A"],
+        ["playbooks"],
+        ["playbooks", "set", "a"],
+        ["playbooks", "set", "a.b", "--file", "pyproject.toml"],
+        ["playbooks", "set", "a", "--file", "/nonexistent"],
+        ["playbooks", "rm"],
+        ["directives", "set", "a", "--approvals-needed", "0"],
+        ["directives", "set", "a", "--on-failure", "panic"],
         ["plan"],
         ["plan", "check logs", "--max-steps", "ten"],
         ["allow"],
