@@ -297,7 +297,7 @@ class AuditedRun:
 
     def _approval_requested(self, said: Said) -> None:
         name = said.rest[0]
-        if name != GATE and name not in self.steps or not self._asks(name):
+        if (name != GATE and name not in self.steps) or not self._asks(name):
             self.find(f"{name} was asked about at {said.seq}, and the plan asks nothing there")
             return
         assert self.plan is not None
@@ -581,9 +581,9 @@ class AuditedRun:
 
     def _step_timer(self, what: str, step: Step, said: Said) -> None:
         name = said.rest[1]
-        if what == "backoff" and step.status == "pending" and step.not_before_ns:
-            if not self._early(said, f"the back-off of {name}", step.not_before_ns):
-                step.not_before_ns = 0
+        resting = what == "backoff" and step.status == "pending" and step.not_before_ns
+        if resting and not self._early(said, f"the back-off of {name}", step.not_before_ns):
+            step.not_before_ns = 0
         if step.status != "running":
             return
         if what == "step":

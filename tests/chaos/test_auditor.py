@@ -413,7 +413,7 @@ DAMAGE: dict[str, tuple[Stream, str]] = {
         "reuses what a of run 1 has not left"),
     "again while it runs": (
         [GOAL, *started(_two), GOAL, ("plan.created.4", plan(step("a"), retry_of=1))], "repeats run 1, which was not"),
-    "done again all the same": (behind(AGAIN, 13, dispatched(_again, "a", run=11)), "the result of run 1 stands for it"),
+    "done again all the same": (behind(AGAIN, 13, dispatched(_again, "a", run=11)), "of run 1 stands for it"),
     # schedules
     "a tick without its goal": ([TICK], "has 0 goals"),
     "a tick that ran twice": ([TICK, ITS_GOAL, ITS_GOAL], "has 2 goals"),
