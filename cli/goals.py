@@ -1,20 +1,16 @@
 """`remit plan` and `remit submit`: goals in."""
 
-import asyncio
 import subprocess
 import sys
 
 import click
 import msgspec
 
-from cli.follow import follow
-from cli.speak import common, data, ends_well, fail, line, talk, with_bus
-from shared.append import Appender
-from shared.bus import Bus
+from cli.follow import submit_goal
+from cli.speak import common, ends_well, fail, line, principal_option, talk, with_bus
 from shared.events import GoalRejected, PlanCreated
 from shared.plan import Step, read_goal
-from shared.status import EXIT_OF_STATUS, EXIT_REJECTED, EXIT_USAGE
-from shared.subjects import goal_submitted
+from shared.status import EXIT_REJECTED, EXIT_USAGE
 
 
 def goal_options(command: click.decorators.FC) -> click.decorators.FC:
@@ -146,9 +142,10 @@ def _described(step: Step, plan: PlanCreated) -> str:
 @click.command()
 @_goal
 @click.option("--wait", is_flag=True, help="Follow the run to its end; the exit code is its status.")
+@principal_option
 @common
 @ends_well
-def submit(output: str, wait: bool, **given: object) -> None:
+def submit(output: str, wait: bool, principal: str, **given: object) -> None:
     """Submit GOAL and print the run's number.
 
     \b
@@ -160,26 +157,4 @@ def submit(output: str, wait: bool, **given: object) -> None:
     """
     body = payload(**given)  # type: ignore[arg-type]
 
-    async def say(bus: Bus) -> int:
-        appender = await Appender(bus).start()
-        run = await asyncio.wait_for(appender.append(goal_submitted(), body, headers=None), 10)
-        appender.stop()
-        if not wait:
-            if output == "json":
-                data({"run": run})
-            else:
-                click.echo(f"run {run}")
-                talk(f"follow it: remit watch {run}")
-            return 0
-        if output == "text":
-            talk(f"run {run}")
-        ended = await follow(bus, run, quiet=output == "json")
-        if output == "json":
-            data(ended)
-        return EXIT_OF_STATUS[ended["status"]]
-
-    try:
-        code = with_bus(say)
-    except TimeoutError:
-        fail("the stream EVENTS did not take the goal: is `remit up` running?", 5)
-    raise SystemExit(code)
+    raise SystemExit(with_bus(lambda bus: submit_goal(bus, body, principal, output=output, wait=wait)))

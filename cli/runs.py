@@ -10,10 +10,14 @@ import msgspec
 
 from cli.follow import follow, summary
 from cli.speak import ask, common, data, ends_well, line, status, table, talk, with_bus
+from shared.answering import name_of
 from shared.bus import Bus
 from shared.clock import rfc3339
 from shared.errors import NotFound, RemitError
 from shared.ledger import Question
+from shared.plan import GATE
+from shared.run_approvals import ANONYMOUS
+from shared.showing import Asked, asked
 from shared.status import EXIT_OF_STATUS, RunStatus
 from shared.story import Story, read_story
 from shared.subjects import ARTIFACTS_BUCKET, artifact
@@ -34,7 +38,7 @@ def runs(output: str, wanted: str | None, limit: int, before: int | None) -> Non
         data({"runs": answer.rows, "next": answer.next})
         return
     for row in answer.rows:
-        row["what"] = row["goal"] or ", ".join(row["tasks"] or [])
+        row["what"] = _asked_for(row)
         row["took"] = f"{row['duration_s']:.2f} s" if row["duration_s"] is not None else None
         row["submitted"] = row["submitted_at"][:19].replace("T", " ")
     table(answer.rows, ("run", "status", "submitted", "took", "what"))
@@ -54,18 +58,52 @@ def show(output: str, run: int) -> None:
         data(found)
         return
     line(f"run {run} {status(found['status'])}{': ' + found['reason'] if found['reason'] else ''}")
-    line(f"goal: {found['goal'] or ', '.join(found['tasks'] or []) or '(none could be read)'}")
+    line(f"goal: {_asked_for(found) or '(none could be read)'}")
+    for one in asked(story.run):
+        _show_approval(one)
     for step in found["steps"]:
-        tail = f": {step['error']}: {step['message']}" if step["error"] else ""
-        where = f" on {step['host']}" if step["host"] else ""
-        line(f"  {step['id']} {status(step['status'])}{where}{tail}")
+        line(f"  {step['id']} {status(step['status'])}{_tail(step)}")
         for name, value in step["outputs"].items():
             line(f"    {name}: {_short(value)}")
     tokens = story.run.tokens
     unknown = f", {tokens.unknown_calls} calls unknown" if tokens.unknown_calls else ""
     line(f"tokens: {tokens.input} in, {tokens.output} out{unknown}")
     for one in found["artifacts"]:
-        line(f"artifact {one.name} ({one.size_bytes} bytes, sha256 {one.sha256[:12]}…)")
+        where = f", from run {one.from_run}" if one.from_run else ""
+        line(f"artifact {one.name} ({one.size_bytes} bytes, sha256 {one.sha256[:12]}…{where})")
+
+
+def _asked_for(found: dict[str, Any]) -> str:
+    named = f"playbook {found['playbook']}" if found["playbook"] else ""
+    again = f"run {found['retry_of']} again" if found["retry_of"] else ""
+    what = found["goal"] or ", ".join(found["tasks"] or [])
+    return "; ".join(part for part in (again, named, what) if part)
+
+
+def _tail(step: dict[str, Any]) -> str:
+    """Where a step ran, and why it stands as it does."""
+    where = f" on {step['host']}" if step["host"] else ""
+    if step["reused_from"]:
+        return f"{where}: reused from run {step['reused_from']}"
+    until = f" until {step['waits_until'][:19]}Z" if step["waits_until"] else ""
+    why = [part for part in (step["error"], step["message"]) if part]
+    return f"{where}{until}{': ' if why else ''}{': '.join(why)}"
+
+
+def _show_approval(one: Asked) -> None:
+    by = ", ".join(who or ANONYMOUS for who in one.approved_by)
+    given = f" by {by} ({len(one.approved_by)} of {one.approvals_needed})" if by else ""
+    why = f": {one.reason}" if one.reason else ""
+    if one.status == "rejected":
+        given = f" by {one.rejected_by or ANONYMOUS}"
+    waits = status("awaiting_approval") if one.is_open else "unanswered"
+    word = waits if one.status == "pending" else status(one.status)
+    line(f"approval of {name_of(one.step)}: {word}{given}{why}")
+    if one.is_open:
+        step = "" if one.step == GATE else f" {one.step}"
+        approvers = ", ".join(one.approvers) or "anybody"
+        until = rfc3339(one.expires_ns)[:19]
+        line(f"  {one.what}; {approvers} may answer until {until}Z: remit approve {one.run}{step}")
 
 
 def _short(value: Any) -> str:
@@ -125,17 +163,19 @@ def artifacts(output: str, run: int, name: str | None, to: Path | None) -> None:
 async def read_artifact(bus: Bus, run: int, name: str) -> bytes:
     """The bytes of an artifact that the run has announced, checked against the announcement by their digest."""
     story: Story = await read_story(bus, run)
-    announced = {one.sha256.lower() for _, one in story.artifacts() if one.name == name}
+    announced = [one for _, one in story.artifacts() if one.name == name]
     if not announced:
         known = ", ".join(one.name for _, one in story.artifacts()) or "none"
         raise NotFound(f"run {run} ({story.run.status}) has no artifact {name}; it has: {known}")
-    with tempfile.TemporaryDirectory() as folder:
-        into = Path(folder) / "artifact"
-        await bus.object_get(ARTIFACTS_BUCKET, artifact(run, name), into)
-        content = into.read_bytes()
-    if hashlib.sha256(content).hexdigest() not in announced:
-        raise RemitError(f"{name} in the store is not what run {run} announced")
-    return content
+    wanted = {one.sha256.lower() for one in announced}
+    for holder in dict.fromkeys(one.from_run or run for one in reversed(announced)):
+        with tempfile.TemporaryDirectory() as folder:
+            into = Path(folder) / "artifact"
+            await bus.object_get(ARTIFACTS_BUCKET, artifact(holder, name), into)
+            content = into.read_bytes()
+        if hashlib.sha256(content).hexdigest() in wanted:
+            return content
+    raise RemitError(f"{name} in the store is not what run {run} announced")
 
 
 @click.command()

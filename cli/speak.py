@@ -17,6 +17,7 @@ from shared.config import nats_url
 from shared.errors import Malformed, NotFound, RemitError, Unavailable
 from shared.ledger import Answer, Question
 from shared.status import EXIT_FAILED, EXIT_NOT_FOUND, EXIT_UNREACHABLE, EXIT_USAGE
+from shared.subjects import is_principal
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,6 +34,9 @@ STATUS_COLOURS = {
     "running": "cyan",
     "queued": "blue",
     "pending": "blue",
+    "awaiting_approval": "magenta",
+    "approved": "green",
+    "expired": "red",
 }
 
 
@@ -144,6 +148,24 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
         "-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print the data."
     )(command)
     return nats_option(command)
+
+
+def principal_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--as`: the name under which something is said. Whether it is true is for the NATS server to know."""
+
+    def checked(_context: click.Context, _option: click.Parameter, value: str | None) -> str:
+        if value and not is_principal(value):
+            raise click.BadParameter(f"{value[:80]!r} must be 1 to 64 letters, digits, '_' or '-', and not all digits")
+        return value or ""
+
+    return click.option(
+        "--as",
+        "principal",
+        metavar="PRINCIPAL",
+        envvar="REMIT_PRINCIPAL",
+        callback=checked,
+        help="Who says it (default: REMIT_PRINCIPAL, or nobody in particular).",
+    )(command)
 
 
 def nats_option(command: Callable[..., Any]) -> Callable[..., Any]:

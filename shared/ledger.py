@@ -4,12 +4,13 @@ from typing import Any
 
 import msgspec
 
-QUESTIONS = ("runs", "run", "events", "tokens", "hosts", "status", "digest", "rebuild")
+QUESTIONS = ("runs", "run", "events", "approvals", "tokens", "hosts", "status", "digest", "rebuild")
 LIMIT_MAX = 1_000
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked. Lists come a page at a time: `before` (a run) or `after` (an event) go on where a page ended.
+    """What is asked. Lists come a page at a time: `before` (a run; of approvals, what the last page said) or `after`
+    (an event) go on where a page ended. `status` is a run's, or an approval's.
 
     `min_seq`: answer only when the tables hold everything up to this event, so that one may read what one has written.
     """

@@ -15,6 +15,7 @@ import math
 import re
 import tomllib
 from datetime import date, datetime, time
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -407,13 +408,16 @@ def _path(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
 
 
+_fields = cache(msgspec.structs.fields)  # it reads annotations anew each time, which takes longer than all the rest
+
+
 def _converted(raw: Any, struct: type[msgspec.Struct], where: str, problems: list[Problem]) -> dict[str, Any]:
     """The fields of `struct` that `raw` has and that are of their types; every other one is a problem."""
     if not isinstance(raw, dict):
         problems.append(Problem("expected a table", where))
         return {}
     found: dict[str, Any] = {}
-    for field in msgspec.structs.fields(struct):
+    for field in _fields(struct):
         if field.name not in raw:
             if field.required:
                 problems.append(Problem("it is missing", _path(where, field.name)))

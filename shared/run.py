@@ -144,7 +144,7 @@ def _planned(run: Run, event: Event) -> Run:
             artifacts=left.artifacts,
             reused_from=plan.retry_of or 0,
         )
-    return replace(run, plan=plan, steps=steps, at_ns=event.at_ns)
+    return replace(run, plan=plan, steps=steps, planned_ns=event.at_ns, at_ns=event.at_ns)
 
 
 def _queued(run: Run, event: Event) -> Run:

@@ -38,6 +38,10 @@ def requested(run: Run, event: Event) -> Run:
     if isinstance(event.body, ApprovalRequested):
         with contextlib.suppress(ValueError):  # a stranger's: the plan's own time holds
             expires_ns = min(expires_ns, parse_ns(event.body.expires_at))
+    if event.at_ns >= expires_ns:
+        # Its timer has fired before: whoever was to say the question was away for so long.
+        late = Approval(event.at_ns, expires_ns, status="expired", decided_ns=event.at_ns)
+        return _stopped(run, event, late, Stop("rejected", f"{_name(event.step)} was not approved in time"))
     asked = {**run.approvals, event.step: Approval(event.at_ns, expires_ns)}
     run = replace(run, approvals=asked, at_ns=event.at_ns)
     if event.step == GATE:
@@ -59,6 +63,8 @@ def refusal(run: Run, event: Event) -> str:
         return "nothing was asked here"
     if approval.status != "pending":
         return f"it was {approval.status} before"
+    if run.stop is not None:
+        return f"the run is ending: {run.stop.reason}"
     if body.run != run.id or body.step != event.step or body.plan_hash != run.plan.plan_hash:
         return "the answer is to another question: its run, step and plan_hash must be those of the request"
     if event.at_ns >= approval.expires_ns:

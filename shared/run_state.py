@@ -63,6 +63,7 @@ class Run(msgspec.Struct, frozen=True):
     plan: PlanCreated | None = None
     steps: dict[str, StepState] = {}
     approvals: dict[str, Approval] = {}  # by step; that of the whole run by `run`
+    planned_ns: int = 0
     started_ns: int = 0
     ended_ns: int = 0
     tokens: Tokens = Tokens()
@@ -85,6 +86,13 @@ class Run(msgspec.Struct, frozen=True):
         if self.plan is None or not self.started_ns:
             return 0
         return self.started_ns + self.plan.budgets.time_budget_s * NS_PER_S
+
+    def ready_ns(self, step: str) -> int:
+        """Since when only an answer is wanted: since the step's needs were done, or since the run was planned."""
+        if self.plan is None or step not in self.plan.by_id:
+            return self.planned_ns
+        needs = self.plan.by_id[step].needs
+        return max([self.started_ns, *(self.steps[need].ended_ns for need in needs)])
 
     def step_plan(self, step: str) -> Step:
         assert self.plan is not None

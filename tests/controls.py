@@ -62,6 +62,7 @@ from shared.subjects import (
     step_dispatched,
     step_failed,
     step_skipped,
+    timer_at,
     timer_fired,
 )
 
@@ -236,6 +237,7 @@ class Stream:
     def __init__(self) -> None:
         self.messages: list[tuple[str, int, int, bytes]] = []
         self.subjects: set[str] = set()
+        self.timers: dict[str, int] = {}  # what was laid down in TIMERS, in order, and when it is due
         self._events: dict[int, Event] = {}
         self._at_ns = T0_NS
 
@@ -248,7 +250,8 @@ class Stream:
         seq = len(self.messages) + 1
         self._at_ns += TICK_NS
         if isinstance(body, TimerFired):
-            self._at_ns = max(self._at_ns, self._due_ns(subject))
+            laid = timer_at(int(subject.split(".")[2]), subject.split(".", 3)[3]) if subject.count(".") > 2 else ""
+            self._at_ns = max(self._at_ns, self.timers.get(laid) or self._due_ns(subject))
         self.messages.append((subject, seq, self._at_ns, data))
         self.subjects.add(subject)
         return seq
@@ -256,6 +259,14 @@ class Stream:
     def wait_until(self, at_ns: int) -> None:
         """The clock of the stream moves on."""
         self._at_ns = max(self._at_ns, at_ns)
+
+    def prefix(self, until: int) -> "Stream":
+        """The stream as it stood at message `until`, stamps and all."""
+        made = Stream()
+        made.messages = self.messages[:until]
+        made.subjects = {subject for subject, *_ in made.messages}
+        made._at_ns = made.messages[-1][2] if made.messages else T0_NS
+        return made
 
     def say(self, subject: str, body: Any) -> int:
         return 0 if subject in self.subjects else self.put(subject, body)

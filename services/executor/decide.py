@@ -27,6 +27,7 @@ from shared.plan import GATE, Step
 from shared.run_approvals import is_asked
 from shared.run_state import Run, StepState
 from shared.run_steps import CANCEL_PATIENCE_S, WAITING
+from shared.showing import what_is_asked
 from shared.status import STEP_ENDS
 from shared.subjects import (
     approval_expired,
@@ -294,13 +295,13 @@ def _ask(run: Run, step: str) -> list[Fact]:
     if known is not None:
         # Asked already. The timer is there, unless a stranger has asked.
         return [_timer(run, f"approval.{step}", known.expires_ns)] if known.status == "pending" else []
-    expires_ns = run.at_ns + directive.approval_expires_s * NS_PER_S
+    expires_ns = run.ready_ns(step) + directive.approval_expires_s * NS_PER_S
     steps = plan.steps if step == GATE else [plan.by_id[step]]
     inputs: dict[str, Any] = {} if step == GATE else steps[0].inputs
     body = ApprovalRequested(
         run=run.id,
         step=step,
-        what=_what(steps, whole=step == GATE),
+        what=what_is_asked(plan, step),
         plan_hash=plan.plan_hash,
         expires_at=rfc3339(expires_ns),
         approvers=directive.approvers,
@@ -313,15 +314,6 @@ def _ask(run: Run, step: str) -> list[Fact]:
         inputs=inputs,
     )
     return [_timer(run, f"approval.{step}", expires_ns), (approval_requested(run.id, step), body)]
-
-
-def _what(steps: list[Step], *, whole: bool) -> str:
-    if not whole:
-        step = steps[0]
-        where = f" on {step.host}" if step.host else ""
-        asked = step.inputs.get("message") if step.kind == "approval" else None
-        return str(asked) if asked else f"run step {step.id} ({step.performs}){where}"
-    return f"run {len(steps)} steps: " + ", ".join(f"{one.id} ({one.performs})" for one in steps[:20])
 
 
 def _timer(run: Run, what: str, due_ns: int) -> Fact:

@@ -22,7 +22,9 @@ def perform(run: Run, step: Step, state: StepState) -> list[Fact]:
     if step.kind == "wait" and not state.is_due:
         due = TimerFired(due=rfc3339(wait_ends_ns(run, step.id, state)))
         return [(timer_at(run.id, f"wait.{step.id}.{state.attempt}"), due)]
-    started, ended = rfc3339(state.dispatched_ns), rfc3339(run.at_ns)
+    # Of the state alone, not of the moment of deciding: every executor says the same.
+    ended_ns = wait_ends_ns(run, step.id, state) if step.kind == "wait" else state.dispatched_ns
+    started, ended = rfc3339(state.dispatched_ns), rfc3339(max(ended_ns, state.dispatched_ns))
     try:
         outputs = _OUTPUTS[step.kind](run, step, state)
     except conditions.ConditionError as error:
@@ -37,8 +39,9 @@ def _decision(run: Run, step: Step, _state: StepState) -> dict[str, Any]:
     return {"result": conditions.evaluate(text, context(run, text))}
 
 
-def _wait(run: Run, _step: Step, state: StepState) -> dict[str, Any]:
-    return {"waited_s": round((run.at_ns - state.dispatched_ns) / NS_PER_S, 3)}
+def _wait(run: Run, step: Step, state: StepState) -> dict[str, Any]:
+    waited_ns = max(0, wait_ends_ns(run, step.id, state) - state.dispatched_ns)
+    return {"waited_s": round(waited_ns / NS_PER_S, 3)}
 
 
 def _notify(run: Run, step: Step, _state: StepState) -> dict[str, Any]:

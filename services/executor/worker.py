@@ -299,7 +299,7 @@ class Worker:
         """
         begun = await task.llm_calls_begun()
         known = sum(
-            told.event.kind == "llm.called"
+            isinstance(told.event.body, LlmCalled)
             and told.event.step == task.step
             and not told.note
             and told.event.tail.startswith(f"{task.attempt}-")

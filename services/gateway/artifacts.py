@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
@@ -72,12 +73,8 @@ class Artifacts:
             await response.prepare(request)
             return response
         async with self._room:
-            file, sha256 = await self._fetch(artifact(run.id, name))
+            found, file = await self._find(run.id, name, wanted)
             with file:
-                # Two steps may have announced the same name: the store holds what was put last.
-                found = next((one for one in reversed(wanted) if one.sha256.lower() == sha256), None)
-                if found is None:
-                    raise Problem(502, f"{name} in the store is not what run {run.id} announced", sha256=newest.sha256)
                 response = web.StreamResponse(headers=_headers(found, disposition))
                 response.content_length = file.seek(0, 2)
                 file.seek(0)
@@ -86,6 +83,17 @@ class Artifacts:
                     async with asyncio.timeout(WRITE_S):
                         await response.write(block)
                 return response
+
+    async def _find(self, run: int, name: str, wanted: Sequence[Artifact]) -> tuple[Artifact, BinaryIO]:
+        """The newest of those announced whose bytes there are. A step that was reused left them with its own run."""
+        for holder in dict.fromkeys(one.from_run or run for one in reversed(wanted)):
+            file, sha256 = await self._fetch(artifact(holder, name))
+            # Two steps may have announced the same name: the store holds what was put last.
+            found = next((one for one in reversed(wanted) if one.sha256.lower() == sha256), None)
+            if found is not None:
+                return found, file
+            file.close()
+        raise Problem(502, f"{name} in the store is not what run {run} announced", sha256=wanted[-1].sha256)
 
     async def _fetch(self, name: str) -> tuple[BinaryIO, str]:
         """The object as an open file that has no name any more, and its sha256 in hex."""

@@ -1,17 +1,22 @@
-"""What a request asks for: the run in its path, the numbers and words in its query. Each is checked in one place."""
+"""What a request asks for: the run in its path, the words in its query, its body. Each is checked in one place."""
 
-from typing import get_args
+import asyncio
+from typing import TypeVar, get_args
 
 import msgspec
 from aiohttp import web
 
+from services.gateway.problems import Problem
 from shared.errors import Malformed
 from shared.ledger import LIMIT_MAX
-from shared.status import RunStatus
+from shared.plan import GOAL_BYTES_MAX, malformed
+from shared.status import ApprovalStatus, RunStatus
 from shared.subjects import RUN_DIGITS_MAX
 
 SEQ_MAX = (1 << 62) - 1
-_STATUS_WORDS = get_args(RunStatus)
+BODY_S = 10.0
+
+T = TypeVar("T")
 
 
 def run_of(request: web.Request) -> int:
@@ -31,9 +36,17 @@ def limit(request: web.Request, default: int) -> int:
 
 def status(request: web.Request) -> str | None:
     """The run status of the query, one of the words that there are."""
+    return _one_of(request, get_args(RunStatus))
+
+
+def approval_status(request: web.Request) -> str | None:
+    return _one_of(request, get_args(ApprovalStatus))
+
+
+def _one_of(request: web.Request, words: tuple[str, ...]) -> str | None:
     word = _word(request, "status")
-    if word is not None and word not in _STATUS_WORDS:
-        raise Malformed(f"{word[:40]!r} is no status; they are {', '.join(_STATUS_WORDS)}", field="status")
+    if word is not None and word not in words:
+        raise Malformed(f"{word[:40]!r} is no status; they are {', '.join(words)}", field="status")
     return word
 
 
@@ -67,3 +80,36 @@ def _number(text: str, name: str, *, least: int, most: int = SEQ_MAX) -> int:
         return int(text)
     span = f"from {least} to {most}" if most < SEQ_MAX else f"of at least {least}"
     raise Malformed(f"{name} is {text[:40]!r}; it must be a whole number {span}", field=name)
+
+
+async def body(request: web.Request, struct: type[T]) -> T:
+    """The JSON body as `struct`; nothing at all stands for an object without fields."""
+    data = await whole_body(request)
+    try:
+        data.decode()  # msgspec passes over broken text in fields that it skips
+        return msgspec.json.decode(data or b"{}", type=struct)
+    except msgspec.ValidationError as error:
+        raise malformed(error) from error
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise Malformed(f"the body is not JSON: {str(error)[:200]}", field="payload") from error
+
+
+async def whole_body(request: web.Request) -> bytes:
+    """The JSON body, whole.
+
+    A page's form can send no `application/json`, so a browser must; `curl -d` names another type and means JSON.
+    """
+    browser = "Origin" in request.headers or "Sec-Fetch-Site" in request.headers
+    if browser and request.content_type != "application/json":
+        raise Problem(415, "a browser must send its body as application/json", field="Content-Type")
+    if request.charset not in (None, "utf-8", "UTF-8"):
+        raise Problem(415, "JSON is UTF-8", field="Content-Type")
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise Problem(415, "send the body without compression", field="Content-Encoding")
+    if (request.content_length or 0) > GOAL_BYTES_MAX:
+        raise web.HTTPRequestEntityTooLarge(GOAL_BYTES_MAX, request.content_length or 0)
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await request.read()
+    except TimeoutError as error:
+        raise Problem(408, f"the body did not come within {BODY_S:g} s") from error

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from shared.errors import Malformed, NotFound, Refused, RemitError, Unavailable
+from shared.errors import AlreadySaid, Malformed, NotFound, Refused, RemitError, Unavailable
 
 log = logging.getLogger("remit.gateway")
 
@@ -40,6 +40,7 @@ KINDS: dict[int, tuple[str, str]] = {
     404: ("not-found", "There is no such thing"),
     405: ("method-not-allowed", "This path does not take this method"),
     408: ("too-slow", "The request's body did not come in time"),
+    409: ("conflict", "The run is not as the request takes it to be"),
     413: ("too-large", "The request's body is too large"),
     415: ("media-type", "The request's body is of another kind than JSON"),
     417: ("expectation", "The expectation cannot be met"),
@@ -121,6 +122,8 @@ def _of_remit(error: RemitError | TimeoutError, path: str) -> web.Response:
         status = 403
     elif isinstance(error, NotFound):
         status = 404
+    elif isinstance(error, AlreadySaid):
+        status = 409
     elif isinstance(error, Unavailable):
         status = 503
     if status >= 500:

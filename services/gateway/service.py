@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+from services.gateway.answers import Answers
 from services.gateway.artifacts import Artifacts
 from services.gateway.following import HEARTBEAT_S, Follower
 from services.gateway.health import Health
@@ -38,7 +39,7 @@ class Gateway:
     def _application(self, heartbeat_s: float) -> web.Application:
         follower = Follower(self._bus, heartbeat_s)
         runs, artifacts = Runs(self._bus, follower), Artifacts(self._bus)
-        questions, health = Questions(self._bus), Health(self._bus)
+        questions, answers, health = Questions(self._bus), Answers(self._bus), Health(self._bus)
         app = web.Application(client_max_size=GOAL_BYTES_MAX)
         app.on_response_prepare.append(_dress)
         app.on_shutdown.append(follower.stop)
@@ -48,17 +49,24 @@ class Gateway:
             web.get("/api/runs/{run}/artifacts/{name:.+}", self._connected(artifacts.one)),
             web.get("/api/runs/{run}/report", self._connected(artifacts.report)),
         ]
-        answers = {
+        shown = {
             "/api/runs": runs.list,
             "/api/runs/{run}": runs.show,
             "/api/runs/{run}/plan": runs.plan,
             "/api/runs/{run}/artifacts": artifacts.list,
+            "/api/approvals": answers.list,
             "/api/tokens": questions.tokens,
             "/api/hosts": questions.hosts,
         }
         app.add_routes(streams)
-        app.add_routes([web.get(path, self._connected(_timed(handle))) for path, handle in answers.items()])
-        app.add_routes([web.post("/api/runs", self._connected(_timed(runs.submit)))])
+        app.add_routes([web.get(path, self._connected(_timed(handle))) for path, handle in shown.items()])
+        changes = {
+            "/api/runs": runs.submit,
+            "/api/runs/{run}/approvals/{step}": answers.answer,
+            "/api/runs/{run}/cancel": answers.cancel,
+            "/api/runs/{run}/retry": answers.retry,
+        }
+        app.add_routes([web.post(path, self._connected(_timed(handle))) for path, handle in changes.items()])
         app.add_routes([web.get("/livez", health.live), web.get("/readyz", _timed(health.ready))])
         return app
 

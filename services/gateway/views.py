@@ -6,7 +6,9 @@ import msgspec
 
 from shared.clock import NS_PER_S, rfc3339
 from shared.events import Artifact, Unreadable
-from shared.run import Run, StepState
+from shared.plan import Step
+from shared.run import Run
+from shared.showing import asked, waits_until_ns
 from shared.status import RunStatus, StepStatus
 from shared.story import Story, Told
 
@@ -26,6 +28,9 @@ class StepView(msgspec.Struct, kw_only=True):
     duration_s: float | None
     error: str | None
     message: str | None
+    cause: str | None
+    reused_from: int | None
+    waits_until: str | None
     outputs: dict[str, Any]
 
 
@@ -35,6 +40,7 @@ class ArtifactView(msgspec.Struct, kw_only=True):
     sha256: str
     size_bytes: int
     media_type: str
+    from_run: int | None
 
 
 class RunView(msgspec.Struct, kw_only=True):
@@ -56,6 +62,10 @@ class RunView(msgspec.Struct, kw_only=True):
     input_tokens: int
     output_tokens: int
     unknown_calls: int
+    playbook: str | None
+    retry_of: int | None
+    stop_reason: str | None
+    approvals: list[dict[str, Any]]
     steps: list[StepView]
     artifacts: list[ArtifactView]
     last_seq: int
@@ -94,7 +104,11 @@ def run_view(reading: Story) -> RunView:
         input_tokens=run.tokens.input,
         output_tokens=run.tokens.output,
         unknown_calls=run.tokens.unknown_calls,
-        steps=[_step(step.id, step.kind, step.task, run.steps[step.id]) for step in (plan.steps if plan else ())],
+        playbook=plan.playbook if plan else None,
+        retry_of=plan.retry_of if plan else None,
+        stop_reason=run.stop.reason if run.stop else None,
+        approvals=[one.told() for one in asked(run)],
+        steps=[_step(run, step) for step in (plan.steps if plan else ())],
         artifacts=[_artifact(step, one) for step, one in announced(run)],
         last_seq=reading.last_seq,
     )
@@ -134,11 +148,12 @@ def is_plain(name: str) -> bool:
     )
 
 
-def _step(step: str, kind: str, task: str | None, state: StepState) -> StepView:
+def _step(run: Run, step: Step) -> StepView:
+    state = run.steps[step.id]
     return StepView(
-        step=step,
-        kind=kind,
-        task=task,
+        step=step.id,
+        kind=step.kind,
+        task=step.task,
         status=state.status,
         attempts=state.attempt,
         host=state.host,
@@ -147,13 +162,21 @@ def _step(step: str, kind: str, task: str | None, state: StepState) -> StepView:
         duration_s=_seconds(state.dispatched_ns, state.ended_ns),
         error=state.error or None,
         message=state.message or None,
+        cause=state.cause or None,
+        reused_from=state.reused_from or None,
+        waits_until=_at(waits_until_ns(run, step.id, state)),
         outputs=state.outputs,
     )
 
 
 def _artifact(step: str, one: Artifact) -> ArtifactView:
     return ArtifactView(
-        name=one.name, step=step, sha256=one.sha256, size_bytes=one.size_bytes, media_type=one.media_type
+        name=one.name,
+        step=step,
+        sha256=one.sha256,
+        size_bytes=one.size_bytes,
+        media_type=one.media_type,
+        from_run=one.from_run,
     )
 
 

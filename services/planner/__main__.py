@@ -42,7 +42,7 @@ async def _catalogue(retry_of: int | None = None) -> tuple[Catalogue, Run | list
         finally:
             await bus.close()
     except Unavailable as error:
-        print(f"{error}; planning with what is built in", file=sys.stderr)
+        print(f"{error}; planning with what is built-in", file=sys.stderr)
         return BUILT_IN, [Problem(f"run {retry_of} cannot be read: {error}", "retry_of")] if retry_of else None
 
 

@@ -82,7 +82,8 @@ def plan(
         notes=draft.notes,
     )
     made = replace(made, plan_hash=plan_hash(made))
-    if (size := len(encode(made))) > PLAN_BYTES_MAX:
+    carries = goal.params or hosts or draft.source in ("playbook", "retry_of")
+    if carries and (size := len(encode(made))) > PLAN_BYTES_MAX:
         field = {"words": "params", "tasks": "params"}.get(draft.source, draft.source)
         carried = ", as every step carries them" if field == "params" else ""
         return [Problem(f"the plan has {size} bytes{carried}; at most {PLAN_BYTES_MAX}", field)]

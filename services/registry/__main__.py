@@ -35,13 +35,14 @@ async def offline(path: Path) -> None:
         print(msgspec.json.encode(what).decode(), flush=True)
 
     before: dict[str, str] | None = None
+    old_position = 0
     if path.exists():
         old = Store(path)
-        before = old.digest()
         old_position = old.position()[1]
+        before = None if old.is_outdated else old.digest()  # other tables cannot be compared
         old.close()
     created, until = await standing(bus)
-    if before is not None and old_position > until:
+    if old_position > until:
         raise SystemExit(
             f"{path} holds {old_position} events, the stream {until}: it is another stream; nothing is done"
         )

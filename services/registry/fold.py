@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 
-from shared.events import Event, LlmCalled, Unreadable, read
+from shared.events import Artifact, Event, LlmCalled, Unreadable, read
 from shared.plan import read_goal
 from shared.run import Early, Run, begin, evolve, refusal
+from shared.showing import asked, waits_until_ns
 
 BODY_CHARS_MAX_UNREADABLE = 4096
 
@@ -30,13 +31,18 @@ EVENTS = (
 )
 RUNS = (
     "run", "principal", "goal", "tasks", "directive", "status", "reason", "plan_hash", "submitted_at", "started_at",
-    "ended_at", "duration_s", "steps_total", "input_tokens", "output_tokens", "unknown_calls",
+    "ended_at", "duration_s", "steps_total", "input_tokens", "output_tokens", "unknown_calls", "playbook", "retry_of",
+    "stop_reason",
 )  # fmt: skip
 STEPS = (
     "run", "place", "step", "kind", "task", "status", "attempts", "host", "dispatched_at", "ended_at", "duration_s",
-    "error", "message",
+    "error", "message", "cause", "reused_from", "waits_until",
 )  # fmt: skip
-ARTIFACTS = ("run", "step", "name", "sha256", "size_bytes", "media_type")
+APPROVALS = (
+    "run", "place", "step", "what", "plan_hash", "status", "is_open", "requested_at", "expires_at", "decided_at",
+    "approvers", "approvals_needed", "approved_by", "rejected_by", "requester", "reason",
+)  # fmt: skip
+ARTIFACTS = ("run", "step", "name", "sha256", "size_bytes", "media_type", "from_run")
 LLM_CALLS = (
     "seq", "said_at", "run", "step", "call", "request_model", "response_model", "input_tokens", "output_tokens",
     "cached_tokens", "reasoning_tokens", "duration_s", "outcome",
@@ -46,15 +52,19 @@ Columns = dict[str, list[Any]]
 
 
 class Batch(msgspec.Struct):
-    """Rows as columns. `rewritten` are the runs whose rows of an earlier batch these replace."""
+    """Rows as columns. `rewritten` are the runs whose rows of an earlier batch these replace, `asked_again` those of
+    them that have questions.
+    """
 
     position: int
     events: Columns
     runs: Columns
     steps: Columns
+    approvals: Columns
     artifacts: Columns
     llm_calls: Columns
     rewritten: list[int]
+    asked_again: list[int]
 
 
 class Fold:
@@ -111,7 +121,10 @@ class Fold:
             if event.kind == "llm.called":
                 self._called(event, at_us)
             elif event.kind == "step.completed" and run is not None:
-                self._kept(event)
+                self._kept(event.run, event.step, event.body.artifacts)
+            elif event.kind == "plan.created":
+                for step, left in event.body.reused.items():
+                    self._kept(event.run, step, left.artifacts)
         seqs, ats, subjects, kinds, runs, steps, attempts, sizes, applied, notes, unreadable, bodies = self._add_event
         seqs(seq)
         ats(at_us)
@@ -130,17 +143,33 @@ class Fold:
         """The batch so far; a new one begins."""
         runs: Columns = {name: [] for name in RUNS}
         steps: Columns = {name: [] for name in STEPS}
+        approvals: Columns = {name: [] for name in APPROVALS}
         rewritten: list[int] = []
+        asked_again: list[int] = []
         for run in self._changed.values():
             if run.id in self._stored:
                 rewritten.append(run.id)
             self._row(run, runs, steps)
+            if run.approvals:  # few runs ask anybody; the others pay nothing for it
+                if run.id in self._stored:
+                    asked_again.append(run.id)
+                _asked_rows(run, approvals)
             if run.ended:
                 self._stored.discard(run.id)
                 self._goals.pop(run.id, None)
             else:
                 self._stored.add(run.id)
-        batch = Batch(self.position, self._events, runs, steps, self._artifacts, self._llm_calls, rewritten)
+        batch = Batch(
+            position=self.position,
+            events=self._events,
+            runs=runs,
+            steps=steps,
+            approvals=approvals,
+            artifacts=self._artifacts,
+            llm_calls=self._llm_calls,
+            rewritten=rewritten,
+            asked_again=asked_again,
+        )
         self._changed = {}
         self._begin_batch()
         return batch
@@ -170,14 +199,11 @@ class Fold:
             self._runs[after.id] = after
         return after, ""
 
-    def _kept(self, event: Event) -> None:
+    def _kept(self, run: int, step: str, artifacts: list[Artifact]) -> None:
         columns = self._artifacts
-        for artifact in event.body.artifacts:
-            for name, value in zip(
-                ARTIFACTS,
-                (event.run, event.step, artifact.name, artifact.sha256, artifact.size_bytes, artifact.media_type),
-                strict=True,
-            ):
+        for one in artifacts:
+            values = (run, step, one.name, one.sha256, one.size_bytes, one.media_type, one.from_run)
+            for name, value in zip(ARTIFACTS, values, strict=True):
                 columns[name].append(value)
 
     def _called(self, event: Event, at_us: int) -> None:
@@ -197,7 +223,8 @@ class Fold:
             run.id, run.principal or None, goal, tasks, plan.directive.name if plan else directive, run.status,
             run.reason or None, plan.plan_hash if plan else None, run.submitted_ns // 1000, _us(run.started_ns),
             _us(run.ended_ns), _seconds(run.started_ns, run.ended_ns), len(run.steps), run.tokens.input,
-            run.tokens.output, run.tokens.unknown_calls,
+            run.tokens.output, run.tokens.unknown_calls, plan.playbook if plan else None,
+            plan.retry_of if plan else None, run.stop.reason if run.stop else None,
         )  # fmt: skip
         for name, value in zip(RUNS, values, strict=True):
             runs[name].append(value)
@@ -206,10 +233,22 @@ class Fold:
             row = (
                 run.id, place, step.id, step.kind, step.task, state.status, state.attempt, state.host,
                 _us(state.dispatched_ns), _us(state.ended_ns), _seconds(state.dispatched_ns, state.ended_ns),
-                state.error or None, state.message or None,
+                state.error or None, state.message or None, state.cause or None, state.reused_from or None,
+                None if state.ended_ns else _us(waits_until_ns(run, step.id, state)),
             )  # fmt: skip
             for name, value in zip(STEPS, row, strict=True):
                 steps[name].append(value)
+
+
+def _asked_rows(run: Run, approvals: Columns) -> None:
+    for one in asked(run):
+        values = (
+            one.run, one.place, one.step, one.what, one.plan_hash, one.status, one.is_open, one.requested_ns // 1000,
+            one.expires_ns // 1000, _us(one.decided_ns), one.approvers, one.approvals_needed, one.approved_by,
+            one.rejected_by, one.requester, one.reason,
+        )  # fmt: skip
+        for name, value in zip(APPROVALS, values, strict=True):
+            approvals[name].append(value)
 
 
 def _asked(data: bytes) -> tuple[str | None, list[str] | None, str | None]:

@@ -60,6 +60,7 @@ class Registry:
             "runs": self.on_runs,
             "run": self.on_run,
             "events": self.on_events,
+            "approvals": self.on_approvals,
             "tokens": self.on_tokens,
             "hosts": self.on_hosts,
             "status": self.on_status,
@@ -85,17 +86,16 @@ class Registry:
     # -- folding -------------------------------------------------------------------------------------------
 
     async def _take_up(self) -> None:
-        """Go on where the tables end; a file that folds another stream is put aside, never mixed."""
+        """Go on where the tables end. A file of another stream, or of another Remit's tables, is put aside."""
         stream_created, end = await standing(self._bus)
         created, position = await self._in(self._writing, self._store.position)
-        if created != stream_created or position > end:
-            if created:
-                aside = self._path.with_name(f"{self._path.name}.{created.replace(':', '')[:17]}.old")
-                log.warning("%s folds another stream (of %s): kept as %s", self._path, created, aside.name)
-                await self._in(self._writing, self._store.close)
-                self._path.rename(aside)
-                self._path.with_name(self._path.name + ".wal").unlink(missing_ok=True)
-                self._store = await self._in(self._writing, Store, self._path)
+        if self._store.is_outdated:
+            await self._put_aside(created, f"has the tables of another Remit ({self._store.shape})")
+            created = ""
+        if created and (created != stream_created or position > end):
+            await self._put_aside(created, f"folds another stream (of {created})")
+            created = ""
+        if not created:
             await self._in(self._writing, self._store.begin, EVENTS, stream_created)
             position = 0
         self._fold = Fold()
@@ -105,6 +105,15 @@ class Registry:
         self.position = position
         log.info("folding from event %d on, %d runs are active", position + 1, self._fold.active)
         self._reader = await Reader(self._bus, EVENTS, self.on_event, start_seq=position + 1, batch=4096).start()
+
+    async def _put_aside(self, created: str, why: str) -> None:
+        """Keep the file under another name, and begin a new one."""
+        name = f"{self._path.name}.{created.replace(':', '')[:17] or 'empty'}.{self._store.shape}.old"
+        log.warning("%s %s: kept as %s, and folded anew", self._path, why, name)
+        await self._in(self._writing, self._store.close)
+        self._path.rename(self._path.with_name(name))
+        self._path.with_name(self._path.name + ".wal").unlink(missing_ok=True)
+        self._store = await self._in(self._writing, Store, self._path)
 
     def on_event(self, subject: str, seq: int, at_ns: int, data: bytes) -> Awaitable[None] | None:
         self._fold.add(subject, seq, at_ns, data)
@@ -191,12 +200,25 @@ class Registry:
         if not rows:
             return Answer()
         steps = await self._ask("run_steps", run=run)
-        return Answer(rows=rows, more={"steps": steps, "artifacts": await self._ask("run_artifacts", run=run)})
+        more = {
+            "steps": steps,
+            "approvals": await self._ask("run_approvals", run=run),
+            "artifacts": await self._ask("run_artifacts", run=run),
+        }
+        return Answer(rows=rows, more=more)
 
     async def on_events(self, question: Question) -> Answer:
         run = _run(question)
         rows = await self._ask("run_events", run=run, after=question.after, limit=question.limit)
         return Answer(rows=rows, next=rows[-1]["seq"] if len(rows) == question.limit else None)
+
+    async def on_approvals(self, question: Question) -> Answer:
+        before = question.before or 1 << 62
+        rows = await self._ask(
+            "approvals", before=before, run=question.run, status=question.status, limit=question.limit
+        )
+        cursors = [row.pop("cursor") for row in rows]
+        return Answer(rows=rows, next=cursors[-1] if len(rows) == question.limit else None)
 
     async def on_tokens(self, question: Question) -> Answer:
         total = await self._ask("tokens_total")

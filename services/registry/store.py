@@ -4,6 +4,7 @@ A batch and the position that it ends at are one transaction, so a kill in the m
 """
 
 import hashlib
+import re
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
@@ -16,7 +17,7 @@ import pyarrow as pa
 from services.registry.fold import Batch, Columns
 from shared.errors import RemitError
 
-TABLES = ("events", "runs", "steps", "artifacts", "llm_calls")
+TABLES = ("events", "runs", "steps", "approvals", "artifacts", "llm_calls")
 
 _AT = pa.timestamp("us")  # UTC, and without a zone: DuckDB needs pytz to hand out one with a zone
 _TYPES: dict[str, Any] = {
@@ -27,6 +28,10 @@ _TYPES: dict[str, Any] = {
     "started_at": _AT,
     "ended_at": _AT,
     "dispatched_at": _AT,
+    "waits_until": _AT,
+    "requested_at": _AT,
+    "expires_at": _AT,
+    "decided_at": _AT,
     "attempt": pa.uint32(),
     "attempts": pa.uint32(),
     "place": pa.uint32(),
@@ -37,9 +42,16 @@ _TYPES: dict[str, Any] = {
     "output_tokens": pa.uint64(),
     "cached_tokens": pa.uint64(),
     "reasoning_tokens": pa.uint64(),
+    "retry_of": pa.uint64(),
+    "reused_from": pa.uint64(),
+    "from_run": pa.uint64(),
+    "approvals_needed": pa.uint32(),
     "applied": pa.bool_(),
+    "is_open": pa.bool_(),
     "duration_s": pa.float64(),
     "tasks": pa.list_(pa.string()),
+    "approvers": pa.list_(pa.string()),
+    "approved_by": pa.list_(pa.string()),
 }
 
 
@@ -49,8 +61,18 @@ def sql(question: str) -> str:
     return files("services.registry").joinpath("sql", f"{question}.sql").read_text()
 
 
+@cache
+def shape() -> str:
+    """Twelve hex digits over `sql/schema.sql`, comments and line breaks aside: what a file of today says of itself."""
+    text = " ".join(re.sub(r"--[^\n]*", "", sql("schema")).split())
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 class Store:
-    """One DuckDB file and its writer connection."""
+    """One DuckDB file and its writer connection.
+
+    `is_outdated`: the file's tables are of another Remit. Nothing is read from it or written to it but `position`.
+    """
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:
         self.path = path
@@ -60,10 +82,21 @@ class Store:
         except duckdb.IOException as error:
             raise RemitError(f"{path} cannot be opened (is another registry running on it?): {error}") from error
         self._writer.execute(f"set threads = {threads}")
-        self._writer.execute(sql("schema"))
+        self.shape = self._shape()
+        self.is_outdated = self.shape not in ("", shape())
+        if not self.is_outdated:
+            self._writer.execute(sql("schema"))
 
     def close(self) -> None:
         self._writer.close()
+
+    def _shape(self) -> str:
+        """What the file says of its tables: "" when it has none yet, `unknown` when it does not say."""
+        columns = {row[0] for row in self._writer.execute(sql("folded_columns")).fetchall()}
+        if not columns:
+            return ""
+        row = self._writer.execute("select shape from folded").fetchone() if "shape" in columns else None
+        return row[0] if row else "unknown"
 
     def position(self) -> tuple[str, int]:
         """When the folded stream was created, and the last sequence that is in the tables ("", 0: nothing is)."""
@@ -73,7 +106,7 @@ class Store:
     def begin(self, stream: str, created: str) -> None:
         """Remember which stream this file folds."""
         self._writer.execute("delete from folded")
-        self._writer.execute("insert into folded values (?, ?, 0)", [stream, created])
+        self._writer.execute("insert into folded values (?, ?, 0, ?)", [stream, created, shape()])
 
     def write(self, batch: Batch) -> None:
         """All of a batch, or nothing of it."""
@@ -86,8 +119,13 @@ class Store:
                 db.execute("delete from runs where run in (select run from rewritten)")
                 db.execute("delete from steps where run in (select run from rewritten)")
                 db.unregister("rewritten")
+            if batch.asked_again:
+                db.register("asked_again", _table({"run": batch.asked_again}))
+                db.execute("delete from approvals where run in (select run from asked_again)")
+                db.unregister("asked_again")
             self._append("runs", batch.runs)
             self._append("steps", batch.steps)
+            self._append("approvals", batch.approvals)
             self._append("artifacts", batch.artifacts)
             self._append("llm_calls", batch.llm_calls)
             db.execute("update folded set seq = ?", [batch.position])

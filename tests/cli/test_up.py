@@ -217,6 +217,7 @@ def test_the_demo_does_the_main_job_and_leaves_nothing_running(tmp_path: Path) -
     assert "host testhost" in talked
     assert "GPUs: " in talked
     assert "succeeded" in talked
+    assert "planned: log_triage, gpu_report, service_map, critical, notify" in talked
     named = [Path(line.strip()) for line in said.splitlines() if line.startswith("  /")]
     assert {path.name for path in named} == {
         "report.md",

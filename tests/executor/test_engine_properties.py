@@ -6,6 +6,7 @@ fire; a stranger publishes what is no event. When hypothesis has had its say, ev
 `audit` walks the stream and checks what must hold at every prefix of it.
 """
 
+import os
 import random
 from collections import Counter
 from typing import Any
@@ -15,12 +16,20 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from services.executor.decide import Fact
 from services.executor.engine import Engine
+from services.executor.performing import Fact
+from shared.clock import parse_ns
 from shared.events import Event, PlanCreated, RunCompleted, StepDispatched, Unreadable, encode
+from shared.plan import GATE, Budgets, Retry
 from shared.run import Run, begin, evolve
+from shared.run_approvals import is_asked
 from shared.status import STEP_ENDS
 from shared.subjects import (
+    TIMER_AT,
+    approval_expired,
+    approval_granted,
+    approval_rejected,
+    approval_requested,
     goal_rejected,
     llm_called,
     plan_created,
@@ -28,6 +37,8 @@ from shared.subjects import (
     run_completed,
     run_queued,
     run_started,
+    step_cancel_requested,
+    step_cancelled,
     step_completed,
     step_dispatched,
     step_failed,
@@ -54,7 +65,53 @@ def plans() -> list[PlanCreated]:
     ]
 
 
-PLANS = plans()
+def asking_plans() -> list[PlanCreated]:
+    """Plans of every kind of step, and with limits that are met."""
+    gate = controls.directive(
+        "gate", approval_required=True, approvers=["ann", "bob", "cy"], approvals_needed=2, approval_expires_s=3600
+    )
+    asks = controls.directive("asks", requester_may_approve=True, approval_expires_s=3600, max_concurrent_runs=2)
+    narrow = controls.directive("narrow", max_parallel_steps=1, max_concurrent_runs=2)
+    wide = controls.directive("wide")
+    small, scarce = Budgets(max_steps=2), Budgets(token_budget=100)
+    decision = controls.step("b", kind="decision", inputs={"condition": "steps.a.outputs.n > 0"}, needs=["a"])
+    notice = controls.step("d", kind="notify", inputs={"message": "n is ${steps.a.outputs.n}"}, needs=["c"])
+    return [
+        controls.plan(controls.step("a"), controls.step("b", needs=["a"]), directive=gate),
+        controls.plan(controls.step("a"), controls.step("b", needs=["a"], approval=True), directive=asks),
+        controls.plan(
+            controls.step("a"), controls.step("b", kind="approval", inputs={"message": "go on?"}, needs=["a"]),
+            controls.step("c", needs=["b"]), directive=asks,
+        ),
+        controls.plan(
+            controls.step("a"), decision, controls.step("c", needs=["b"], when="decisions.b"),
+            notice, directive=wide,
+        ),
+        controls.plan(
+            controls.step("a", kind="wait", inputs={"seconds": 5}), controls.step("b", needs=["a"]), directive=wide
+        ),
+        controls.plan(
+            controls.step("a", compensation="undo-a"), controls.step("undo-a"),
+            controls.step("b", needs=["a"], on_failure="rollback", max_attempts=1), directive=wide,
+        ),
+        controls.plan(
+            controls.step("a", retry=Retry(backoff_s=5, backoff_s_max=7)),
+            controls.step("b", retry=Retry(backoff_s=1, errors=["busy"])), directive=wide,
+        ),
+        controls.plan(*(controls.step(name) for name in "abc"), directive=narrow),
+        controls.plan(*(controls.step(name) for name in "abc"), directive=wide, budgets=small),
+        controls.plan(
+            *(controls.step(name, uses_tokens=True) for name in "abc"), directive=narrow, budgets=scarce
+        ),
+        controls.plan(
+            *(controls.step(name, uses_tokens=True) for name in "abc"), directive=wide, budgets=scarce
+        ),
+    ]  # fmt: skip
+
+
+# Those whose every attempt is the same, whoever decides; and those in which executors may get in each other's way.
+PLAIN = plans()
+PLANS = [*PLAIN, *asking_plans()]
 
 
 class Executor:
@@ -78,7 +135,10 @@ class Executor:
 
     def send(self, count: int) -> None:
         for subject, body in self.outbox[:count]:
-            self.stream.say(subject, body)
+            if subject.startswith(TIMER_AT):
+                self.stream.timers.setdefault(subject, parse_ns(body.due))
+            else:
+                self.stream.say(subject, body)
         del self.outbox[:count]
 
 
@@ -105,11 +165,19 @@ class World:
             self.stream.put(timer_fired(run, what), controls.fired())
 
     def dispatches(self) -> list[Event]:
+        """What workers have been given; what the executor performs itself is in nobody's queue."""
         return [
             event
             for seq in range(1, self.stream.last_seq + 1)
-            if (event := self.stream.event(seq)).kind == "step.dispatched" and isinstance(event.body, StepDispatched)
+            if (event := self.stream.event(seq)).kind == "step.dispatched"
+            and isinstance(event.body, StepDispatched)
+            and event.tail in ("noop", "other")
         ]
+
+    def fire_what_was_set(self) -> None:
+        for subject in list(self.stream.timers):
+            _, _, run, what = subject.split(".", 3)
+            self.fire(int(run), what)
 
     def runs(self) -> dict[int, Run]:
         folded: dict[int, Run] = {}
@@ -141,6 +209,10 @@ class World:
             before = self.stream.last_seq
             for event in self.dispatches():
                 self.stream.say(step_completed(event.run, event.step, event.attempt), controls.completed())
+            self.settle()
+            if self.stream.last_seq != before:
+                continue
+            self.fire_what_was_set()
             self.settle()
             if self.stream.last_seq != before:
                 continue
@@ -189,7 +261,16 @@ def audit(stream: Stream) -> dict[int, Run]:
             plan = after.step_plan(event.step)
             assert all(after.steps[need].status in STEP_ENDS for need in plan.needs), f"{event.step} before its needs"
             assert after.steps[event.step].attempt <= plan.max_attempts
-        if event.kind in ("step.completed", "step.failed"):
+            assert event.at_ns >= before.steps[event.step].not_before_ns, f"{event.step} before its rest is over"
+            assert not is_asked(after, event.step) or after.is_approved(event.step), f"{event.step} unapproved"
+        if event.kind == "run.started" and after.status == "running" and after.plan is not None:
+            assert not after.plan.is_gated or after.is_approved(GATE), "started unapproved"
+        if after.plan is not None:
+            budgets = after.plan.budgets
+            assert after.charged + after.reserved <= budgets.token_budget, f"tokens at event {seq}"
+            assert after.steps_used <= budgets.max_steps, f"steps at event {seq}"
+            assert after.parallel <= after.plan.directive.max_parallel_steps, f"parallel steps at event {seq}"
+        if event.kind in ("step.completed", "step.failed", "step.cancelled"):
             ends[event.run, event.step, event.attempt] += 1
         if event.kind == "llm.called":
             tokens[event.run, "input"] += event.body.input_tokens or 0
@@ -197,7 +278,9 @@ def audit(stream: Stream) -> dict[int, Run]:
         if event.kind == "run.completed" and isinstance(event.body, RunCompleted):
             running = [name for name, state in before.steps.items() if state.status == "running"]
             assert not running, f"run {event.run} was over while {running} ran"
-            assert event.body.steps == {name: state.status for name, state in after.steps.items()}
+            states = {name: state.status for name, state in after.steps.items()}
+            # A run that was cancelled before its plan was known ends without steps, whatever is planned meanwhile.
+            assert event.body.steps == states or (before.stop is not None and not event.body.steps)
             assert (event.body.tokens.input, event.body.tokens.output) == (
                 tokens[event.run, "input"],
                 tokens[event.run, "output"],
@@ -255,6 +338,37 @@ class Calm(RuleBasedStateMachine):
         event = data.draw(st.sampled_from(self.world.dispatches()))
         subject = llm_called(event.run, event.step, f"{event.attempt}-{call}")
         self.world.stream.say(subject, controls.called(input_tokens=used, output_tokens=used))
+
+    @precondition(lambda self: self.world.stream.timers)
+    @rule(data=st.data())
+    def fire_one(self, data: st.DataObject) -> None:
+        _, _, run, what = data.draw(st.sampled_from(sorted(self.world.stream.timers))).split(".", 3)
+        self.world.fire(int(run), what)
+
+    @precondition(lambda self: self.world.goals)
+    @rule(data=st.data(), who=st.sampled_from(["", "ann", "bob", "eve"]), yes=st.sampled_from([True] * 3 + [False]))
+    def answer(self, data: st.DataObject, who: str, yes: bool) -> None:
+        """To a question that was asked, or to none, bound to the run's own plan."""
+        run = data.draw(st.sampled_from(sorted(self.world.goals)))
+        step = data.draw(st.sampled_from([GATE, "b"]))
+        named = {"plan_hash": self.world.goals[run].plan_hash}
+        if yes:
+            self.world.stream.say(approval_granted(run, step, who), controls.granted(run, step, **named))
+        else:
+            self.world.stream.say(approval_rejected(run, step, who), controls.refused(run, step, **named))
+
+    @precondition(lambda self: self.world.goals)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        run = data.draw(st.sampled_from(sorted(self.world.goals)))
+        self.world.stream.say(run_cancel_requested(run, "ann"), controls.cancel_requested())
+
+    @precondition(lambda self: self.world.dispatches())
+    @rule(data=st.data())
+    def obey(self, data: st.DataObject) -> None:
+        """A worker ends what it has, asked or not."""
+        event = data.draw(st.sampled_from(self.world.dispatches()))
+        self.world.stream.say(step_cancelled(event.run, event.step, event.attempt), controls.cancelled())
 
     @precondition(lambda self: self.world.dispatches())
     @rule(data=st.data(), whole_run=st.booleans())
@@ -316,6 +430,15 @@ class Lied(Killed):
                     timer_fired(run, f"step.{step}.{attempt}"),
                     run_completed(run),
                     run_cancel_requested(run, "eve"),
+                    approval_requested(run, GATE),
+                    approval_requested(run, "b"),
+                    approval_granted(run, step),
+                    approval_expired(run, step),
+                    step_cancel_requested(run, step, attempt),
+                    step_cancelled(run, step, attempt),
+                    timer_fired(run, f"wait.{step}.{attempt}"),
+                    timer_fired(run, f"backoff.{step}.{attempt}"),
+                    timer_fired(run, f"approval.{step}"),
                     f"goal.submitted.{run}",
                     f"audit.something.{run}",
                 ]
@@ -336,7 +459,7 @@ class Lied(Killed):
 
 # No shrinking: a world takes long to shrink, and the audit says in words what is wrong.
 _short = settings(
-    max_examples=150,
+    max_examples=int(os.environ.get("REMIT_EXAMPLES", "150")),
     stateful_step_count=40,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
@@ -368,7 +491,7 @@ def results(executors: int, seed: int) -> dict[int, tuple[str, dict[str, tuple[s
     world = World()
     world.executors = [Executor(world.stream) for _ in range(executors)]
     for n in range(6):
-        world.submit(PLANS[n % len(PLANS)])
+        world.submit(PLAIN[n % len(PLAIN)])
     for run in world.goals:
         world.say_plan(run)
     for _ in range(2_000):
@@ -403,16 +526,18 @@ def test_an_engine_restarted_anywhere_says_what_the_living_one_says(data: st.Dat
     """
     world = World()
     for plan in PLANS:
-        world.submit(plan)
+        if not any(step.uses_tokens for step in plan.steps) or plan in PLAIN:  # grants follow from what was read
+            world.submit(plan)
     world.play_out()
     at = data.draw(st.integers(0, world.stream.last_seq))
-    prefix = Stream()
-    for subject, _, _, body in world.stream.messages[:at]:
-        prefix.put(subject, body)
+    prefix = world.stream.prefix(at)
     whole = {subject: body for subject, _, _, body in world.stream.messages}
     new = Executor(prefix)
     for subject, body in new.outbox:
+        if subject.startswith(TIMER_AT):
+            assert subject in world.stream.timers
+            continue
         assert subject in whole
         if subject in prefix.subjects:
             continue
-        assert encode(body) == whole[subject], subject
+        assert encode(body) == whole[subject], (subject, encode(body), whole[subject])

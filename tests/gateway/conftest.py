@@ -138,6 +138,19 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @pytest.fixture
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack of a test's own, with NATS and gateway only, in which things may be killed."""
+    made = Stack(tmp_path_factory.mktemp("alone"))
+    try:
+        made.start_nats()
+        made.start_gateway()
+        yield made
+    finally:
+        for name in reversed(list(made.processes)):
+            made.stop(name)
+
+
+@pytest.fixture
 async def bus(stack: Stack) -> AsyncIterator[Bus]:
     made = await connect(stack.nats_url, "gateway-test")
     yield made

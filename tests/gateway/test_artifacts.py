@@ -5,12 +5,15 @@ import re
 from urllib.parse import unquote
 
 import aiohttp
+import msgspec
 import pytest
 
-from shared.bus import Bus
-from shared.events import Artifact
-from shared.subjects import ARTIFACTS_BUCKET, artifact
-from tests.gateway.conftest import Outsider, ended, problem, submitted
+from shared.bus import Bus, connect
+from shared.events import Artifact, encode
+from shared.plan import Reused
+from shared.subjects import ARTIFACTS_BUCKET, artifact, goal_submitted, plan_created
+from tests import controls
+from tests.gateway.conftest import Outsider, Stack, ended, problem, submitted
 
 REPORT = b"# Report\n\nAll is well \xe2\x9c\x93\n"
 
@@ -32,7 +35,7 @@ async def test_an_artifact_comes_as_it_was_put(web: aiohttp.ClientSession, outsi
     assert listed == [
         {
             "name": "findings.json", "step": "elsewhere", "sha256": digest, "size_bytes": len(data),
-            "media_type": "application/json", "url": f"/api/runs/{run}/artifacts/findings.json",
+            "media_type": "application/json", "from_run": None, "url": f"/api/runs/{run}/artifacts/findings.json",
         }
     ]  # fmt: skip
     async with web.get(listed[0]["url"]) as answer:
@@ -161,3 +164,23 @@ async def test_a_media_type_can_smuggle_nothing(
         assert "Set-Cookie" not in answer.headers
         assert answer.headers["Content-Disposition"].startswith("attachment")
         assert answer.headers["Content-Security-Policy"] == "sandbox; default-src 'none'"
+
+
+async def test_what_was_reused_comes_from_the_run_that_left_it(alone: Stack) -> None:
+    """The announcement names that run; bytes of the same name under the new one are not taken for it."""
+    bus = await connect(alone.nats_url, "gateway-test")
+    first, again = [msgspec.json.decode(await bus.request(goal_submitted(), b"{}"))["seq"] for _ in range(2)]
+    sha256, size = await bus.object_put(ARTIFACTS_BUCKET, artifact(first, "report.md"), REPORT)
+    await bus.object_put(ARTIFACTS_BUCKET, artifact(again, "report.md"), b"another")
+    kept = Artifact(name="report.md", sha256=sha256, size_bytes=size, media_type="text/markdown", from_run=first)
+    reused = {"a": Reused(outputs={"n": 1}, artifacts=[kept], host="tower")}
+    plan = controls.plan(controls.step("a"), controls.step("b"), retry_of=first, from_step="b", reused=reused)
+    await bus.request(plan_created(again), encode(plan))
+    async with aiohttp.ClientSession(alone.url) as web:
+        async with web.get(f"/api/runs/{again}") as answer:
+            view = await answer.json()
+        assert (view["retry_of"], [step["reused_from"] for step in view["steps"]]) == (first, [first, None])
+        assert [(one["name"], one["from_run"]) for one in view["artifacts"]] == [("report.md", first)]
+        async with web.get(f"/api/runs/{again}/report") as answer:
+            assert (answer.status, await answer.read()) == (200, REPORT)
+    await bus.close()

@@ -3,7 +3,6 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import aiohttp
 import pytest
@@ -12,19 +11,6 @@ from services.gateway.guards import is_loopback
 from services.gateway.shell import address
 from shared.errors import Malformed
 from tests.gateway.conftest import ROOT, WITHIN_S, Stack, ended, problem, submitted
-
-
-@pytest.fixture
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack of a test's own, with NATS and gateway only, in which things may be killed."""
-    made = Stack(tmp_path_factory.mktemp("alone"))
-    try:
-        made.start_nats()
-        made.start_gateway()
-        yield made
-    finally:
-        for name in reversed(list(made.processes)):
-            made.stop(name)
 
 
 async def test_a_ready_stack_says_how_far_each_part_is(web: aiohttp.ClientSession) -> None:

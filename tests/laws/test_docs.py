@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from cli.__main__ import COMMANDS, SERVICES
+from services.gateway.service import Gateway
 from services.registry.service import Registry
 from shared.events import KINDS, OF_SCHEDULES, Unreadable, read
 from shared.ledger import QUESTIONS
@@ -54,6 +56,21 @@ def test_every_question_is_answered_and_documented() -> None:
     assert {name for name in QUESTIONS if not hasattr(Registry, f"on_{name}")} == {"rebuild"}
     named = WIRE[WIRE.index("`registry.runs`") :].splitlines()[0]
     assert {name for name in QUESTIONS if f".{name}`" not in named} == set()
+
+
+def test_every_path_of_the_gateway_stands_in_its_page() -> None:
+    """And the page names no path that there is not."""
+    routes = Gateway(None)._application(1.0).router.routes()  # type: ignore[arg-type]  # nothing is asked of the bus
+    served = {(route.method, _template(route)) for route in routes if route.method != "HEAD"}
+    page = (ROOT / "docs" / "http.md").read_text()
+    named = re.findall(r"`(GET|POST) (/[^` ]*)`", page)
+    assert {one for one in served if one not in named} == set()
+    assert {one for one in named if one not in served} == set()
+
+
+def _template(route: web.AbstractRoute) -> str:
+    assert route.resource is not None
+    return route.resource.canonical
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])

@@ -89,7 +89,7 @@ def test_every_kind_has_its_builder(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_a_struct_of_the_same_name(kind: str) -> None:
-    assert KINDS[kind][0].__name__ == "".join(word.title() for word in kind.split("."))
+    assert KINDS[kind][0].__name__ == "".join(word.title() for word in re.split("[._]", kind))
 
 
 def test_every_kind_is_heard_by_the_fold() -> None:

@@ -673,3 +673,9 @@ def test_the_writer_of_this_test_writes_toml() -> None:
     sample = {"params": {"x": {"min": 1.5}}, "steps": [{"id": "a", "inputs": {"x": ["${params.x}", {"y": True}]}}]}
     assert tomllib.loads(written(sample)) == sample
     assert isinstance(known(written(sample)).playbooks["p"], Playbook)
+
+
+def test_no_shipped_playbook_takes_a_goal_from_the_tasks_of_the_golden_table() -> None:
+    golden = tomllib.loads(Path(__file__).with_name("golden.toml").read_text())["words"]
+    taken = [one["goal"] for one in golden if "plan" in one and controls.planned(one["goal"]).playbook is not None]
+    assert taken == []

@@ -8,10 +8,12 @@ import shutil
 import time
 from pathlib import Path
 
+import duckdb
+
 from shared.append import Appender
 from shared.bus import Bus, connect
 from shared.ledger import Question
-from shared.streams import ensure
+from shared.streams import ensure, standing
 from tests.chaos.load import seed
 from tests.conftest import until
 from tests.registry.conftest import EVENTS_A_RUN, LEDGER, ask, last_seq, rows, say_runs
@@ -88,6 +90,39 @@ async def test_the_file_of_another_stream_is_put_aside(remit: Stack, bus: Bus, a
     assert len(aside) == 1
     aside[0].rename(remit.folder / LEDGER)
     check_rows(remit.folder, 30 * EVENTS_A_RUN)
+
+
+OLD_SHAPE = """
+create table folded (stream varchar not null, created varchar not null, seq ubigint not null);
+insert into folded values ('EVENTS', '{created}', 5);
+create table events (seq ubigint not null, subject varchar not null);
+create table runs (run ubigint not null, status varchar not null);
+"""
+
+
+async def test_a_file_of_another_shape_is_put_aside_and_folded_again(
+    remit: Stack, bus: Bus, appender: Appender
+) -> None:
+    """The tables of an older Remit: no row could be written into them, so they are kept and new ones are made."""
+    await say_runs(appender, 10)
+    last = await last_seq(bus)
+    with duckdb.connect(str(remit.folder / LEDGER)) as old:
+        old.execute(OLD_SHAPE.format(created=(await standing(bus))[0]))
+    remit.start("registry")
+    answer = await ask(bus, "digest", Question(min_seq=last))
+    assert answer.error is None, answer.error
+    assert remit.stop("registry") == 0
+    check_rows(remit.folder, last)
+    [aside] = [path for path in remit.folder.iterdir() if path.name.endswith(".old")]
+    aside.rename(remit.folder / LEDGER)
+    assert rows(remit.folder, "select seq from folded") == [(5,)]
+    rebuilt = await asyncio.to_thread(remit.remit, "rebuild", "-o", "json")  # offline, over the old shape
+    assert rebuilt.returncode == 0, rebuilt.stderr
+    told = json.loads(rebuilt.stdout)
+    assert (told["before"], told["after"]) == (None, answer.more)
+    remit.start("registry")
+    assert (await ask(bus, "digest", Question(min_seq=last))).more == answer.more
+    assert len([path for path in remit.folder.iterdir() if path.name.endswith(".old")]) == 0
 
 
 async def test_a_disk_that_takes_no_more_ends_the_process(remit: Stack, bus: Bus, appender: Appender) -> None:

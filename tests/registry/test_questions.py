@@ -10,7 +10,10 @@ import pytest
 
 from shared.append import Appender
 from shared.bus import Bus
+from shared.events import PlanCreated, encode
 from shared.ledger import LIMIT_MAX, Answer, Question
+from shared.subjects import approval_granted, approval_requested, plan_created, run_completed, run_started
+from tests import controls
 from tests.conftest import until
 from tests.controls import ACK
 from tests.registry.conftest import EVENTS_A_RUN, ask, last_seq, say_runs
@@ -72,6 +75,8 @@ BAD: dict[str, tuple[str, Any, str]] = {
     "events of no run": ("events", {}, "run"),
     "an event beyond all": ("events", {"run": 1, "after": 1 << 63}, "after"),
     "a status that is none": ("runs", {"status": 5}, "status"),
+    "approvals of no number": ("approvals", {"run": "one"}, "run"),
+    "approvals before all": ("approvals", {"before": -1}, "before"),
 }
 
 
@@ -117,6 +122,49 @@ async def test_pages_are_complete_and_do_not_overlap(remit: Stack, bus: Bus, app
         seqs += [row["seq"] for row in answer.rows]
         after = answer.next
     assert seqs == list(range(11, 11 + EVENTS_A_RUN))
+
+
+async def test_questions_of_all_runs_come_a_page_at_a_time_and_follow_their_answers(
+    remit: Stack, bus: Bus, appender: Appender
+) -> None:
+    """Each once, the newest run's first; an answer moves its row from the open ones; a rebuild gives the same rows."""
+    gated = controls.plan(controls.step("a", approval=True), controls.step("b", approval=True))
+    runs = [await asking(appender, gated) for _ in range(4)]
+    remit.start("registry")
+    wanted = [(run, step) for run in reversed(runs) for step in ("b", "a")]
+    question = Question(status="pending", limit=3, min_seq=await last_seq(bus))
+    found: list[tuple[int, str]] = []
+    while True:
+        page = await ask(bus, "approvals", question)
+        assert page.error is None, page.error
+        found += [(row["run"], row["step"]) for row in page.rows]
+        if page.next is None:
+            break
+        question = Question(status="pending", limit=3, before=page.next)
+    assert found == wanted
+    yes = encode(controls.granted(run=runs[1], step="a", plan_hash=gated.plan_hash, reason="fine"))
+    seq = await appender.append(approval_granted(runs[1], "a", "ann"), yes)
+    [row] = (await ask(bus, "approvals", Question(run=runs[1], status="approved", min_seq=seq))).rows
+    assert (row["step"], row["approved_by"], row["reason"], row["is_open"]) == ("a", ["ann"], "fine", False)
+    assert row["decided_at"] > row["requested_at"]
+    assert len((await ask(bus, "approvals", Question(status="pending"))).rows) == len(wanted) - 1
+    seq = await appender.append(run_completed(runs[0]), encode(controls.run_over(status="failed", steps={})))
+    assert (await ask(bus, "approvals", Question(run=runs[0], status="pending", min_seq=seq))).rows == []
+    assert [row["is_open"] for row in (await ask(bus, "approvals", Question(run=runs[0]))).rows] == [False, False]
+    done = await asyncio.to_thread(remit.remit, "rebuild", "-o", "json")
+    told = msgspec.json.decode(done.stdout)
+    assert told["identical"] is True and told["after"]["approvals"].startswith("8:")
+
+
+async def asking(appender: Appender, gated: PlanCreated) -> int:
+    """A run that asks before each of its steps."""
+    run = await appender.append("goal.submitted", b'{"tasks": ["noop"]}', headers={})
+    await appender.append(plan_created(run), encode(gated))
+    await appender.append(run_started(run), encode(controls.started()))
+    for step in gated.by_id:
+        question = controls.asked(run=run, step=step, plan_hash=gated.plan_hash)
+        await appender.append(approval_requested(run, step), encode(question))
+    return run
 
 
 @pytest.mark.parametrize("question", ["runs", "run"])

@@ -6,14 +6,18 @@ It stands here with the fold of runs that it is made of.
 import random
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.registry.fold import Batch, Fold
 from shared.events import encode
+from shared.plan import Reused
 from shared.status import RUN_ENDS
 from shared.subjects import (
+    approval_granted,
+    approval_requested,
     goal_rejected,
     llm_called,
     plan_created,
@@ -38,12 +42,13 @@ class Tables:
     """The rows as the store keeps them: runs and steps replaced when they are rewritten, the others appended."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, list[Row]] = {"events": [], "runs": [], "steps": [], "artifacts": [], "llm_calls": []}
+        self.rows: dict[str, list[Row]] = {
+            table: [] for table in ("events", "runs", "steps", "approvals", "artifacts", "llm_calls")
+        }
         self.position = 0
 
     def write(self, batch: Batch) -> None:
-        gone = set(batch.rewritten)
-        for table in ("runs", "steps"):
+        for table, gone in (("runs", batch.rewritten), ("steps", batch.rewritten), ("approvals", batch.asked_again)):
             self.rows[table] = [row for row in self.rows[table] if row[0] not in gone]
         for table, kept in self.rows.items():
             kept += [_frozen(row) for row in zip(*getattr(batch, table).values(), strict=True)]
@@ -89,15 +94,24 @@ def folded(stream: Stream, cuts: frozenset[int] = frozenset(), kills: frozenset[
 
 
 def a_busy_stream(seed: int, runs: int = 4, junk: bool = True) -> Stream:
-    """Several runs at once, with retries, failures, calls, ends, late results and messages that are no events."""
+    """Several runs at once, with questions, retries, failures, calls, ends, late results and messages that are none."""
     chance = random.Random(seed)
     stream = Stream()
-    made = controls.plan(controls.step("a", max_attempts=2), controls.step("b", needs=["a"]))
+    plain = controls.plan(controls.step("a", max_attempts=2), controls.step("b", needs=["a"]))
+    gated = controls.plan(*plain.steps, directive=controls.directive(approval_required=True, approvals_needed=2))
     scripts: list[list[tuple[str, Any]]] = []
     for _ in range(runs):
         run = stream.goal(chance.choice([b'{"tasks":["noop"]}', b'{"goal":"check logs"}', b"no goal", b"\xff"]))
+        asks = chance.random() < 0.4
+        questions: list[tuple[str, Any]] = [
+            (approval_requested(run, "run"), controls.asked(run, "run", plan_hash=gated.plan_hash)),
+            (approval_granted(run, "run", "ann"), controls.granted(run, "run", plan_hash=gated.plan_hash)),
+            (approval_granted(run, "run", "eve"), controls.granted(run, "run", plan_hash="another")),
+            (approval_granted(run, "run", "bob"), controls.granted(run, "run", plan_hash=gated.plan_hash)),
+        ]
         script: list[tuple[str, Any]] = [
-            (plan_created(run), made),
+            (plan_created(run), gated if asks else plain),
+            *(questions if asks else []),
             (run_queued(run), controls.queued()),
             (run_started(run), controls.started()),
             (step_dispatched(run, "a", 1, "noop"), controls.dispatched()),
@@ -219,6 +233,26 @@ def test_a_runs_tokens_are_the_sum_of_its_calls_that_counted() -> None:
         calls = [call for call in tables.rows["llm_calls"] if call[2] == row[0] and call[0] in applied]
         assert row[13] == sum(call[7] or 0 for call in calls)
         assert row[14] == sum(call[8] or 0 for call in calls)
+
+
+def test_a_question_is_a_row_with_the_answers_that_counted() -> None:
+    """The stranger's answer to another question is an event and no approval."""
+    approvals = [row for seed in range(20) for row in folded(a_busy_stream(seed, junk=False)).rows["approvals"]]
+    approved = [row for row in approvals if row[5] == "approved"]
+    assert approved and len(approved) < len(approvals)
+    assert {row[12] for row in approved} == {("ann", "bob")}
+    assert {row[3] for row in approvals} == {"run 2 steps: a (noop), b (noop)"}  # the plan says so, not the message
+
+
+def test_a_step_that_was_reused_hands_on_its_artifacts() -> None:
+    kept = msgspec.structs.replace(controls.artifact(), from_run=1)
+    reused = {"a": Reused(outputs={"n": 1}, artifacts=[kept])}
+    stream = Stream()
+    stream.planned()
+    run = stream.planned(controls.plan(controls.step("a"), controls.step("b"), retry_of=1, reused=reused))
+    rows = folded(stream).rows
+    assert [(row[0], row[1], row[2], row[6]) for row in rows["artifacts"]] == [(run, "a", "report.md", 1)]
+    assert [row[14] for row in rows["steps"] if row[0] == run] == [1, None]
 
 
 def test_a_call_of_a_run_that_never_was_is_no_call() -> None:

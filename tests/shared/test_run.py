@@ -160,7 +160,7 @@ COUNTS: dict[str, set[str]] = {
     "run approved": {"run.queued", "run.started", "ask b", "dispatch a.1", *OPEN},
     "run expired": {"ask b", "dispatch a.1", "run.completed"},
     "b asked": {"grant b", "refuse b", *IN_STEPS},
-    "b refused": STOPPING,
+    "b refused": STOPPING - {"deadline"},
     "cancelling": {
         "tell a.1 to end",
         "a.1 was ended",
@@ -172,7 +172,7 @@ COUNTS: dict[str, set[str]] = {
         "call in a",
     },
     "a told to end": {"a.1 was ended", "complete a.1", "fail a.1", "timer a.1", "dispatch a.2", *STOPPING, "call in a"},
-    "a cancelled": STOPPING,
+    "a cancelled": STOPPING - {"deadline"},
     "rejected": set(),
     "succeeded": set(),
     "failed": set(),

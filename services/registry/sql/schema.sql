@@ -2,7 +2,8 @@
 create table if not exists folded (
     stream varchar not null,
     created varchar not null, -- when the stream was made: tells one NATS from another
-    seq ubigint not null      -- everything up to here is in the tables
+    seq ubigint not null,     -- everything up to here is in the tables
+    shape varchar not null    -- digest of this file: tables of another one are not written to
 );
 
 create table if not exists events (
@@ -36,7 +37,10 @@ create table if not exists runs (
     steps_total uinteger not null,
     input_tokens ubigint not null,
     output_tokens ubigint not null,
-    unknown_calls uinteger not null
+    unknown_calls uinteger not null,
+    playbook varchar,
+    retry_of ubigint,         -- the run that this one repeats
+    stop_reason varchar       -- why nothing more may start; there before the end, and after it
 );
 
 create table if not exists steps (
@@ -52,7 +56,29 @@ create table if not exists steps (
     ended_at timestamp,
     duration_s double,
     error varchar,
-    message varchar
+    message varchar,
+    cause varchar,            -- why it was skipped, for programs
+    reused_from ubigint,      -- the run whose result stands for its own
+    waits_until timestamp     -- it rests, waits, or may be approved until then
+);
+
+create table if not exists approvals (
+    run ubigint not null,
+    place uinteger not null,  -- 0: the whole run; a step's place in the plan, from 1
+    step varchar not null,    -- `run` for the whole run
+    what varchar not null,
+    plan_hash varchar not null,
+    status varchar not null,
+    is_open boolean not null, -- an answer can still count
+    requested_at timestamp not null,
+    expires_at timestamp not null,
+    decided_at timestamp,
+    approvers varchar[] not null, -- empty: anybody
+    approvals_needed uinteger not null,
+    approved_by varchar[] not null, -- '' is somebody who used the bare subject
+    rejected_by varchar,
+    requester varchar,
+    reason varchar
 );
 
 create table if not exists artifacts (
@@ -61,7 +87,8 @@ create table if not exists artifacts (
     name varchar not null,
     sha256 varchar not null,
     size_bytes ubigint not null,
-    media_type varchar not null
+    media_type varchar not null,
+    from_run ubigint          -- the run that holds the bytes, where the step's result was reused
 );
 
 create table if not exists llm_calls (
