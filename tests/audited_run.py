@@ -314,7 +314,10 @@ class AuditedRun:
         if self._late(said, self.stop or self.ready_at_halt is not None) or name in self.questions:
             return
         longest_ns = said.at_ns + directive["approval_expires_s"] * NS
-        self.questions[name] = Question(min(longest_ns, _ns(body["expires_at"])))
+        self.questions[name] = question = Question(min(longest_ns, _ns(body["expires_at"])))
+        self._expire(question, said)  # whoever was to ask was away for so long
+        if question.status == "expired":
+            return
         if name != GATE and self.steps[name].status == "pending":
             self.steps[name].status = "awaiting_approval"
 
@@ -467,7 +470,13 @@ class AuditedRun:
         self._ended(step, "succeeded", said)
 
     def _step_failed(self, said: Said) -> None:
-        if (step := self._current(said)) is not None:
+        if (step := self._current(said)) is None:
+            return
+        if self.started and self.stop is None and said.at_ns >= self._deadline_ns():
+            self._deadline(
+                said
+            )  # a worker ends its step when the run's time is over, and may be heard before the timer
+        else:
             self._lost(step, said, said.body["error"], retryable=said.body.get("retryable", False))
 
     def _lost(self, step: Step, said: Said, error: str, *, retryable: bool) -> None:
@@ -610,12 +619,15 @@ class AuditedRun:
         self.charged += max(0, step.grant - step.spent)
         step.spent = max(step.spent, step.grant)
 
+    def _deadline_ns(self) -> int:
+        assert self.started is not None and self.plan is not None
+        return self.started.at_ns + int(self.plan["budgets"]["time_budget_s"]) * NS
+
     def _deadline(self, said: Said) -> None:
         if self.started is None or self.plan is None:
             self.find(f"the deadline fired at {said.seq}, before its time")
             return
-        due_ns = self.started.at_ns + self.plan["budgets"]["time_budget_s"] * NS
-        if self._early(said, "the deadline", due_ns) or (self.stop and self.stop.status == "timed_out"):
+        if self._early(said, "the deadline", self._deadline_ns()) or (self.stop and self.stop.status == "timed_out"):
             return
         running = [step for step in self.steps.values() if step.status == "running"]
         stopped_before = self.stop is not None

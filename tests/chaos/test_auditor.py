@@ -260,6 +260,10 @@ STORIES: dict[str, Stream] = {
     "tokens, one call unknown": THRIFTY,
     "tokens beyond the grant": GREEDY,
     "out of time": TIMED,
+    "out of time by a worker's word": instead(TIMED, 5, (*failed("a", error="timeout"), 63.0)),
+    "asked when it had expired": [
+        *GATED[:2], (*asked(_gate, "run", 12), 13.0), ("approval.expired.1.run", {"expired_at": "?"}),
+        end("rejected", a="skipped")],
     "a wait": WAITED,
     "a decision": DECIDED,
     "a rest": RESTED,
