@@ -164,9 +164,13 @@ def _changed(before: Directive, given: dict[str, Any]) -> Directive:
     if (asked := given["approval_required"]) is not None:
         names = [name.strip() for name in asked.split(",") if name.strip()]
         changes["approval_required"] = {"true": True, "false": False, "": False}.get(asked.strip().lower(), names)
-    for field, pairs in (("defaults", given["defaults"]), ("maximum", given["maxima"])):
-        if pairs:
-            changes[field] = msgspec.structs.replace(getattr(before, field), **dict(_pair(pair) for pair in pairs))
+    defaults, maximum = (dict(_pair(pair) for pair in given[option]) for option in ("defaults", "maxima"))
+    for name, most in maximum.items():
+        # A lower maximum takes an older default along; one that was asked for in the same breath is checked.
+        defaults.setdefault(name, min(getattr(before.defaults, name), most))
+    for field, numbers in (("defaults", defaults), ("maximum", maximum)):
+        if numbers:
+            changes[field] = msgspec.structs.replace(getattr(before, field), **numbers)
     # Through JSON once, so that every limit of the struct holds for what was given, too.
     return _read(msgspec.json.encode(msgspec.structs.replace(before, **changes)))
 

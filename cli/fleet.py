@@ -142,10 +142,21 @@ def tasks() -> None:
 @click.option("--keyword", "keywords", multiple=True, help="A word of a goal that leads to it; may be repeated.")
 @click.option("--timeout", "timeout_s", default=600, type=click.IntRange(1, 86_400), help="Seconds for one attempt.")
 @click.option("--attempts", "max_attempts", default=3, type=click.IntRange(1, 100), help="Attempts at most.")
+@click.option(
+    "--backoff", "backoff_s", default=1, type=click.IntRange(0, 86_400), help="Seconds to the second attempt; doubled."
+)
+@click.option("--max-concurrent", type=click.IntRange(1, 1_000_000), help="Steps at a time, in the whole fleet.")
 @common
 @ends_well
 def tasks_add(
-    output: str, name: str, description: str, keywords: tuple[str, ...], timeout_s: int, max_attempts: int
+    output: str,
+    name: str,
+    description: str,
+    keywords: tuple[str, ...],
+    timeout_s: int,
+    max_attempts: int,
+    backoff_s: int,
+    max_concurrent: int | None,
 ) -> None:
     """Put task NAME into the catalogue and make its queue `worker-NAME`."""
     token(name, "name")
@@ -155,11 +166,17 @@ def tasks_add(
         if not word.isalnum():
             raise Malformed(f"{word!r} is not one word", field="--keyword")
     spec = TaskSpec(
-        name=name, description=description, keywords=list(keywords), timeout_s=timeout_s, max_attempts=max_attempts
+        name=name,
+        description=description,
+        keywords=list(keywords),
+        timeout_s=timeout_s,
+        max_attempts=max_attempts,
+        backoff_s=backoff_s,
+        max_concurrent=max_concurrent,
     )
 
     async def add(bus: Bus) -> None:
-        await worker_queue(bus, name)
+        await worker_queue(bus, name, at_once=max_concurrent)
         await bus.kv_put(CONFIG_BUCKET, task_key(name), msgspec.json.encode(spec))
 
     with_bus(add)

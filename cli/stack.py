@@ -168,13 +168,20 @@ def _service(name: str) -> click.Command:
         type=click.Choice([str(count) for count in REPLICAS]),
         help=f"{REPLICAS_HELP}  [env var: REMIT_REPLICAS; default: 1]",
     )
+    @click.option(
+        "--slots",
+        type=click.IntRange(1, 1_000),
+        hidden=name != "executor",
+        help="Steps at a time on this host, of all tasks together.  [env var: REMIT_SLOTS; default: 16]",
+    )
     @nats_option
-    def run(host: str | None, data_dir: Path | None, http: str | None, replicas: str | None) -> None:
+    def run(host: str | None, data_dir: Path | None, http: str | None, replicas: str | None, slots: int | None) -> None:
         for variable, value in (
             ("REMIT_HOST", host),
             ("REMIT_DATA_DIR", str(data_dir.absolute()) if data_dir else None),
             ("REMIT_HTTP", http),
             ("REMIT_REPLICAS", replicas),
+            ("REMIT_SLOTS", str(slots) if slots else None),
         ):
             if value:
                 os.environ[variable] = value

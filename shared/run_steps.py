@@ -107,6 +107,9 @@ def failed(run: Run, event: Event) -> Run:
         return run
     if isinstance(event.body, Unreadable):
         return _lost(run, event, state, "unreadable_result", event.body.reason, retryable=True)
+    if run.stop is None and event.at_ns >= run.deadline_ns:
+        # The worker has ended it because the run's time is over, and was heard before the timer: it is the same end.
+        return _deadline(run, event)
     body: StepFailed = event.body
     return _lost(run, event, state, body.error, body.message, retryable=body.retryable, host=body.host)
 

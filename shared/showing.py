@@ -84,7 +84,8 @@ def what_is_asked(plan: Plan, step: str) -> str:
     if step == GATE:
         named = ", ".join(f"{one.id} ({one.performs})" for one in plan.steps[:STEPS_NAMED_MAX])
         more = ", …" if len(plan.steps) > STEPS_NAMED_MAX else ""
-        return f"run {len(plan.steps)} steps: {named}{more}"
+        steps = "1 step" if len(plan.steps) == 1 else f"{len(plan.steps)} steps"
+        return f"run {steps}: {named}{more}"
     planned = plan.by_id[step]
     message = planned.inputs.get("message") if planned.kind == "approval" else None
     where = f" on {planned.host}" if planned.host else ""

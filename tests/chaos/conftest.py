@@ -9,6 +9,8 @@ from shared.append import Appender
 from shared.bus import Bus, connect
 from tests.chaos import load
 from tests.chaos.load import Load
+from tests.chaos.mix import MIX
+from tests.chaos.robot import Robot
 from tests.stack import Stack, stack
 
 SERVICES = ("planner", "executor", "registry", "gateway")
@@ -40,6 +42,16 @@ async def client(remit: Stack) -> AsyncIterator[Bus]:
 async def runs(client: Bus) -> AsyncIterator[Load]:
     appender = await Appender(client).start()
     yield Load(client, appender)
+    appender.stop()
+
+
+@pytest.fixture
+async def mixed(client: Bus, chance: random.Random) -> AsyncIterator[Load]:
+    """A load of every kind, with robots that answer and cancel."""
+    appender = await Appender(client).start()
+    robot = await Robot(client, appender, chance).start()
+    yield Load(client, appender, MIX, robot)
+    await robot.stop()
     appender.stop()
 
 

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,39 +22,35 @@ from shared.bus import ApiError, Bus
 from shared.errors import RemitError, Unavailable
 from shared.ledger import Answer, Question
 from shared.streams import ensure, work_queue
-from shared.subjects import EVENTS, GOALS, step_dispatched_to, worker_consumer
+from shared.subjects import (
+    CONFIG_BUCKET,
+    EVENTS,
+    GOALS,
+    directive_key,
+    goal_submitted,
+    playbook_key,
+    step_dispatched_to,
+    task_key,
+    worker_consumer,
+)
 from tests.auditor import Message, audit
+from tests.chaos import mix
+from tests.chaos.mix import Kind
+from tests.chaos.robot import Robot
 from tests.conftest import until
 from tests.stack import ROOT, Stack
 
 LEASE_S = 2
-# Every process of the stack gets this lease: see short_lease/sitecustomize.py.
+CANCEL_PATIENCE_S = 4
+# Every process of the stack gets this lease and this patience: see short_lease/sitecustomize.py.
 SHORT_LEASE = {
     "CHAOS_LEASE_S": str(LEASE_S),
+    "CHAOS_CANCEL_PATIENCE_S": str(CANCEL_PATIENCE_S),
     "PYTHONPATH": os.pathsep.join((str(Path(__file__).with_name("short_lease")), str(ROOT))),
 }
-SLOW_TASK = "chaos-slow"
 SLOW_TIMEOUT_S = 20
 PAGE = 1_000
-
-# One of each kind, over and over: mostly runs that succeed, one with a failure in the middle, two that are rejected.
-MIX: tuple[bytes, ...] = (
-    b'{"tasks": ["noop", "noop", "noop"]}',
-    b'{"tasks": ["noop"]}',
-    b'{"tasks": ["noop", "fail", "noop"]}',
-    b'{"tasks": ["noop", "noop", "noop"]}',
-    json.dumps({"tasks": [SLOW_TASK, "noop"]}).encode(),
-    b'{"tasks": ["there-is-no-such-task"]}',
-    b'{"tasks": ["noop", "noop"], "goal": "twice nothing"}',
-    b"\xff not json",
-    b'{"tasks": ["noop", "noop", "noop"]}',
-    json.dumps({"tasks": ["noop", SLOW_TASK]}).encode(),
-)
-# What each of them must end as, when nothing but kills happens.
-ENDS: tuple[str, ...] = (
-    "succeeded", "succeeded", "failed", "succeeded", "succeeded", "rejected", "succeeded", "rejected", "succeeded",
-    "succeeded",
-)  # fmt: skip
+PERFORMED = "performed"
 
 
 def seed() -> int:
@@ -65,34 +62,61 @@ def seed() -> int:
 
 
 async def prepare(bus: Bus, replicas: int = 1) -> None:
-    """The streams, and the slow task in the catalogue."""
+    """The streams, and what the goals of the mix name: the outsider's tasks, directives and playbooks."""
     await ensure(bus, replicas)
     await bus.api(f"CONSUMER.DELETE.{EVENTS}.planner")  # made just now, with the usual lease
     await work_queue(bus, "planner", list(GOALS), ack_wait_s=LEASE_S)
-    await add_task(bus, SLOW_TASK, timeout_s=SLOW_TIMEOUT_S, max_attempts=10)
+    await add_task(bus, mix.SLOW_TASK, timeout_s=SLOW_TIMEOUT_S, max_attempts=10)
+    await add_task(bus, mix.TOKENS_TASK, timeout_s=SLOW_TIMEOUT_S, max_attempts=10, uses_tokens=True)
+    for name, directive in mix.DIRECTIVES.items():
+        await bus.kv_put(CONFIG_BUCKET, directive_key(name), json.dumps({"name": name, **directive}).encode())
+    for name, toml in mix.PLAYBOOKS.items():
+        await bus.kv_put(CONFIG_BUCKET, playbook_key(name), toml.encode())
 
 
-async def add_task(bus: Bus, name: str, *, timeout_s: int, max_attempts: int = 3) -> None:
+async def add_task(bus: Bus, name: str, *, timeout_s: int, max_attempts: int = 3, uses_tokens: bool = False) -> None:
     """Put a task into the catalogue that only the tests perform."""
     await work_queue(bus, worker_consumer(name), [step_dispatched_to(name)], ack_wait_s=LEASE_S)
-    spec = {"name": name, "timeout_s": timeout_s, "max_attempts": max_attempts}
-    await bus.kv_put("config", f"task.{name}", json.dumps(spec).encode())
+    spec = {"name": name, "timeout_s": timeout_s, "max_attempts": max_attempts, "uses_tokens": uses_tokens}
+    await bus.kv_put(CONFIG_BUCKET, task_key(name), json.dumps(spec).encode())
 
 
 class Load:
-    """Goals, submitted so that a lost ack does not double one, and what became of them."""
+    """Goals, submitted so that a lost ack does not double one, and what became of them.
 
-    def __init__(self, bus: Bus, appender: Appender) -> None:
+    With a robot the kinds that are to be cancelled are, and those that repeat a run find one.
+    """
+
+    def __init__(
+        self, bus: Bus, appender: Appender, kinds: Sequence[Kind] = mix.PLAIN, robot: Robot | None = None
+    ) -> None:
         self._bus = bus
         self._appender = appender
-        self._mix = itertools.cycle(MIX)
-        self.runs: dict[int, bytes] = {}
+        self._mix = itertools.cycle(kinds)
+        self._robot = robot
+        self.runs: dict[int, Kind] = {}
 
-    async def submit(self, goal: bytes) -> int:
+    async def submit(self, goal: bytes | Kind) -> int:
         """One goal; its run. The id makes the repetition after a lost ack harmless."""
-        run = await self._appender.append("goal.submitted", goal, headers={"Nats-Msg-Id": uuid.uuid4().hex})
-        self.runs[run] = goal
+        kind = goal if isinstance(goal, Kind) else Kind("by hand", goal, frozenset())
+        data = kind.goal
+        if kind.repeats and self._robot:
+            found = self._repeatable(kind.repeats)
+            kind, data = (kind, kind.goal % found[0]) if found else (mix.CHAIN, mix.CHAIN.goal)
+        run = await self._appender.append(
+            goal_submitted(kind.principal), data, headers={"Nats-Msg-Id": uuid.uuid4().hex}
+        )
+        self.runs[run] = kind
+        if kind.cancel_s and self._robot:
+            self._robot.cancel(run, kind.cancel_s)
         return run
+
+    def _repeatable(self, name: str) -> list[int]:
+        """Runs of this kind that are over as they had to be, the newest first."""
+        assert self._robot is not None
+        over = self._robot.over
+        return [run for run in sorted(over, reverse=True)
+                if run in self.runs and self.runs[run].name == name and over[run] in self.runs[run].ends]  # fmt: skip
 
     async def say(self, subject: str, data: bytes) -> int:
         """What a worker outside says, create-only."""
@@ -100,7 +124,19 @@ class Load:
 
     async def submit_mix(self, count: int) -> None:
         """`count` goals of the mix, as fast as they go."""
-        await asyncio.gather(*(self.submit(goal) for goal in itertools.islice(self._mix, count)))
+        await asyncio.gather(*(self.submit(kind) for kind in itertools.islice(self._mix, count)))
+
+    def wrong(self, ends: Mapping[int, str]) -> dict[int, tuple[str, str]]:
+        """Runs that have not ended as one of their kind may: name of the kind and end."""
+        return {
+            run: (kind.name, ends.get(run, "none"))
+            for run, kind in self.runs.items()
+            if kind.ends and ends.get(run) not in kind.ends
+        }
+
+    def tally(self, ends: Mapping[int, str]) -> dict[str, int]:
+        """How many runs ended how."""
+        return dict(Counter(ends[run] for run in self.runs))
 
     async def ended(self) -> bool:
         """Whether every goal has an end in the stream."""
@@ -162,24 +198,21 @@ async def _page(bus: Bus, after: int, last: int) -> list[Message]:
 
 
 def ends_of(messages: list[Message]) -> dict[int, str]:
-    """The status that the stream gives each run."""
+    """The status that the stream gives each run: the first end counts."""
     found: dict[int, str] = {}
     for subject, _, _, data in messages:
         noun, verb, *rest = subject.split(".")
         if (noun, verb) == ("run", "completed"):
-            found[int(rest[0])] = json.loads(data)["status"]
+            found.setdefault(int(rest[0]), json.loads(data)["status"])
         elif (noun, verb) == ("goal", "rejected"):
-            found[int(rest[0])] = "rejected"
+            found.setdefault(int(rest[0]), "rejected")
     return found
 
 
-def tally(ends: dict[int, str], runs: Mapping[int, bytes]) -> dict[str, int]:
-    return dict(Counter(ends[run] for run in runs))
-
-
 def start_slow_worker(stack: Stack, name: str = "slow-worker") -> None:
-    """The worker of `chaos-slow` as a process of its own."""
-    stack.start_as(name, [sys.executable, "-m", "tests.chaos.slow_worker"])
+    """The outsider's worker as a process of its own; `performed` gets a line for each step that it begins."""
+    argv = [sys.executable, "-m", "tests.chaos.slow_worker"]
+    stack.start_as(name, argv, CHAOS_PERFORMED=str(stack.folder / PERFORMED))
 
 
 def children(process: subprocess.Popen[bytes]) -> list[int]:
@@ -194,6 +227,20 @@ def kill_worker_child(stack: Stack, name: str = "executor") -> int:
     for pid in found:
         os.kill(pid, signal.SIGKILL)
     return len(found)
+
+
+@contextmanager
+def worker_child_still(stack: Stack, name: str = "executor") -> Iterator[None]:
+    """SIGSTOP of the executor's worker alone, while the block lasts; it may be killed meanwhile."""
+    found = children(stack.processes[name])
+    for pid in found:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 async def digest(bus: Bus) -> dict[str, Any]:
@@ -219,13 +266,18 @@ async def examine(stack: Stack, bus: Bus) -> dict[int, str]:
 
     The status of each run comes back.
     """
+    while True:
+        last = await events_stored(bus)
+        live = await digest(bus)
+        done = await asyncio.to_thread(stack.remit, "rebuild", "-o", "json")
+        assert done.returncode == 0, done.stderr
+        rebuilt = json.loads(done.stdout)
+        assert rebuilt["identical"] is True, rebuilt
+        assert rebuilt["before"] == rebuilt["after"], rebuilt
+        if last == await events_stored(bus):
+            break  # else a late word has come meanwhile, of a worker or a timer
+    assert rebuilt["before"] == live, (live, rebuilt)
     messages = await whole_stream(bus)
-    findings = audit(messages)
+    findings = audit(messages, cancel_patience_s=CANCEL_PATIENCE_S)
     assert not findings, "\n".join(findings)
-    live = await digest(bus)
-    done = await asyncio.to_thread(stack.remit, "rebuild", "-o", "json")
-    assert done.returncode == 0, done.stderr
-    rebuilt = json.loads(done.stdout)
-    assert rebuilt["identical"] is True, rebuilt
-    assert rebuilt["before"] == rebuilt["after"] == live, (live, rebuilt)
     return ends_of(messages)

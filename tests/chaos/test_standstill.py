@@ -117,7 +117,7 @@ async def test_a_run_that_nobody_works_on_times_out_although_the_executor_was_de
     remit.start("executor")
     await until(runs.ended)
     messages = await load.whole_stream(client)
-    assert audit(messages) == []
+    assert audit(messages, cancel_patience_s=load.CANCEL_PATIENCE_S) == []
     over = next(json.loads(data) for subject, _, _, data in messages if subject == f"run.completed.{run}")
     assert over["status"] == "timed_out"
     assert over["steps"] == {NOBODYS_TASK: "failed", "noop": "skipped"}
@@ -139,7 +139,7 @@ async def test_a_run_whose_timer_was_never_set_times_out_when_an_executor_comes(
     remit.start("executor")
     await until(runs.ended)
     messages = await load.whole_stream(client)
-    assert audit(messages) == []
+    assert audit(messages, cancel_patience_s=load.CANCEL_PATIENCE_S) == []
     assert load.ends_of(messages)[run] == "timed_out"
 
 
@@ -164,7 +164,7 @@ async def test_a_step_whose_worker_hangs_is_overtaken_and_tried_again(remit: Sta
     late = taken[0].subject.split(".")[2:5]
     await runs.say("step.completed." + ".".join(late), b'{"outputs": {"late": true}}')  # it wakes at last
     messages = await load.whole_stream(client)
-    assert audit(messages) == []
+    assert audit(messages, cancel_patience_s=load.CANCEL_PATIENCE_S) == []
     assert load.ends_of(messages)[run] == "succeeded"
     subjects = [subject for subject, *_ in messages]
     assert subjects.index(f"timer.fired.{run}.step.{NOBODYS_TASK}.1") < subjects.index(

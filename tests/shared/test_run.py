@@ -287,7 +287,8 @@ def test_ended_runs_hold_only_ended_steps() -> None:
 def test_a_lost_attempt_may_be_tried_again_until_the_plan_says_no() -> None:
     after = state(*_lost, (step_dispatched(RUN, "a", 2, "noop"), controls.dispatched()))
     assert (after.steps["a"].status, after.steps["a"].attempt) == ("running", 2)
-    over = evolve(after, stored("fail a.2"))
+    in_time = read(step_failed(RUN, "a", 2), 100, after.at_ns + 1, controls.encode(EVENTS["fail a.2"][1]))
+    over = evolve(after, in_time)
     assert (over.steps["a"].status, over.steps["a"].error) == ("failed", "unavailable")
 
 
@@ -300,6 +301,17 @@ def test_a_timer_ends_the_attempt_that_it_was_set_for() -> None:
 def test_nothing_is_tried_again_when_the_time_is_over() -> None:
     step = STATES["timed out"].steps["a"]
     assert (step.status, step.error) == ("failed", "timeout")
+
+
+@pytest.mark.parametrize("retryable", [True, False])
+def test_a_step_that_fails_when_the_time_is_over_ends_as_by_the_deadline(retryable: bool) -> None:
+    """A worker ends its step at the run's deadline, and its word may be stored before the timer's."""
+    run = STATES["a runs"]
+    body = controls.encode(controls.failed(error="timeout", retryable=retryable))
+    after = evolve(run, read(step_failed(RUN, "a", 1), 100, run.deadline_ns, body))
+    assert after.timed_out and after.steps["a"].status == "failed"
+    before = evolve(run, read(step_failed(RUN, "a", 1), 100, run.deadline_ns - 1, body))
+    assert before.stop is None
 
 
 def test_a_completed_step_keeps_what_it_found() -> None:
