@@ -142,7 +142,7 @@ async def test_every_kind_of_run_ends_as_it_must(remit: Stack, client: Bus, mixe
 async def test_a_short_storm_leaves_every_run_ended_once(
     remit: Stack, client: Bus, mixed: Load, chance: random.Random
 ) -> None:
-    await storm(remit, client, mixed, chance, injections=12, goals=120)
+    await storm(remit, client, mixed, chance, injections=12, goals=2 * len(MIX))
 
 
 @pytest.mark.chaos
