@@ -5,11 +5,13 @@ under `./remit test --chaos`; its last figures stand in docs/chaos.md.
 """
 
 import asyncio
+import json
 import random
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from shared.bus import Bus
 from tests.auditor import tally_void
 from tests.chaos import load
 from tests.chaos.load import Load
-from tests.chaos.mix import LONG_S, MIX
+from tests.chaos.mix import LONG_S, MIX, SLOW_TASK, TOKENS_TASK
 from tests.conftest import until
 from tests.stack import Stack
 
@@ -26,6 +28,9 @@ SECOND = "executor-2"
 SPLIT_S = (0.05, 0.5)
 STILL_S = (1.0, 6.0)
 SHORTLY_STILL_S = (0.3, 1.0)
+GOALS_AT_A_TIME = 6
+FEED_S = 0.3
+PATIENT_LEASE_S = 8  # nobody is killed: a lease that ends because the machine is busy would have a step begun twice
 GRACE_S = 15.0  # a worker that stood still hears only when it goes on that its step was to end
 
 
@@ -133,10 +138,65 @@ async def storm(
     print(f"{len(messages)} events; dispatches that did not count: {tally_void(messages)}")
 
 
+class Feed:
+    """Goals of the mix, a few at a time, until `stop`."""
+
+    def __init__(self, runs: Load) -> None:
+        self._runs = runs
+        self._over = asyncio.Event()
+        self._task = asyncio.create_task(self._go())
+
+    async def _go(self) -> None:
+        while not self._over.is_set():
+            await self._runs.submit_mix(GOALS_AT_A_TIME)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), FEED_S)
+
+    async def stop(self) -> int:
+        """No more; how many there were."""
+        self._over.set()
+        await self._task
+        return len(self._runs.runs)
+
+
 async def test_every_kind_of_run_ends_as_it_must(remit: Stack, client: Bus, mixed: Load) -> None:
     """Without any weather, so that what a storm finds is the storm's."""
     await mixed.submit_mix(2 * len(MIX))
     await over(remit, client, mixed, 2 * len(MIX))
+
+
+async def test_a_rolling_restart_loses_and_repeats_nothing(remit: Stack, client: Bus, mixed: Load) -> None:
+    """Each service in turn is asked to end and started again under load, twice; an outsider's worker, too.
+
+    Nobody is killed, so no step is begun twice: the outsider's worker writes down what it begins.
+    """
+    starts = starters(remit)
+    if SECOND not in remit.processes:
+        starts[SECOND]()
+    for task in (SLOW_TASK, TOKENS_TASK):
+        await load.set_lease(client, task, PATIENT_LEASE_S)
+    before = load.performed(remit)
+    feed = Feed(mixed)
+    for name in [name for _ in range(2) for name in starts if name != "nats"]:
+        ended = mixed.submitted + GOALS_AT_A_TIME
+        await until(lambda name=name: load.minds(remit.processes[name]))
+        assert await asyncio.to_thread(remit.stop, name) == 0, f"{name} ended badly: {remit.log(name)[-500:]}"
+        await asyncio.to_thread(starts[name])
+        await until(lambda ended=ended: mixed.submitted >= ended)
+    await over(remit, client, mixed, await feed.stop())
+    begun = Counter(load.performed(remit)[len(before) :])
+    assert {attempt: times for attempt, times in begun.items() if times > 1} == {}
+    messages = await load.whole_stream(client)
+    outside = {
+        ".".join(subject.split(".")[2:])
+        for subject, _, _, data in messages
+        if subject.startswith(("step.completed.", "step.failed.")) and json.loads(data).get("host") == "outside"
+    }
+    mine = {attempt for attempt in outside if int(attempt.split(".")[0]) in mixed.runs}
+    assert len(mine) > 50
+    assert mine <= begun.keys()
+    for task in (SLOW_TASK, TOKENS_TASK):
+        await load.set_lease(client, task, load.LEASE_S)
 
 
 async def test_a_short_storm_leaves_every_run_ended_once(
