@@ -10,8 +10,7 @@ import subprocess
 import sys
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -252,20 +251,6 @@ def kill_worker_child(stack: Stack, name: str = "executor") -> int:
     for pid in found:
         os.kill(pid, signal.SIGKILL)
     return len(found)
-
-
-@contextmanager
-def worker_child_still(stack: Stack, name: str = "executor") -> Iterator[None]:
-    """SIGSTOP of the executor's worker alone, while the block lasts; it may be killed meanwhile."""
-    found = children(stack.processes[name])
-    for pid in found:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in found:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
 
 
 async def digest(bus: Bus) -> dict[str, Any]:

@@ -6,7 +6,9 @@ under `./remit test --chaos`; its last figures stand in docs/chaos.md.
 
 import asyncio
 import json
+import os
 import random
+import signal
 import sys
 import time
 from collections import Counter
@@ -25,9 +27,9 @@ from tests.conftest import until
 from tests.stack import Stack
 
 SECOND = "executor-2"
-SPLIT_S = (0.05, 0.5)
-STILL_S = (1.0, 6.0)
-SHORTLY_STILL_S = (0.3, 1.0)
+STILL_FOR_MOST = 4  # injections; at most so many processes stand still at a time
+PAUSE_S = (0.3, 1.5)  # so they stand still for 1 to 6 seconds
+SHORT_PAUSE_S = (0.1, 0.4)
 GOALS_AT_A_TIME = 6
 FEED_S = 0.3
 PATIENT_LEASE_S = 8  # nobody is killed: a lease that ends because the machine is busy would have a step begun twice
@@ -35,40 +37,60 @@ GRACE_S = 15.0  # a worker that stood still hears only when it goes on that its 
 
 
 class Storm:
-    """Hurts one process at a time, in a seeded order; all run again when it is over."""
+    """Hurts one process after the other, in a seeded order; what stands still does so while others are hurt."""
 
-    def __init__(self, stack: Stack, chance: random.Random, still_s: tuple[float, float]) -> None:
+    def __init__(self, stack: Stack, chance: random.Random, pause_s: tuple[float, float]) -> None:
         self._stack = stack
         self._chance = chance
-        self._still_s = still_s
+        self._pause_s = pause_s
         self._start = starters(stack)
+        self._still: dict[str, int] = {}  # what stands still, and for how many injections yet
+        self._pids: dict[str, list[int]] = {}
         self.done: list[str] = []
 
     async def injure(self) -> None:
         """One injection, and a pause before the next."""
-        name = self._chance.choice(sorted(self._start))
+        self._go_on()
+        name = self._chance.choice([one for one in sorted(self._start) if one not in self._still])
         how = self._chance.choice(["kill", "kill", "kill", "still", "still", "restart", "worker", "worker still"])
-        still_s = self._chance.uniform(*self._still_s)
         executor = self._chance.choice(["executor", SECOND])
+        for_long = self._chance.randint(1, STILL_FOR_MOST)
+        if how.startswith("worker"):
+            name = f"worker of {executor}"
+            how = "still" if how == "worker still" and name not in self._still else "kill"
+        elif how == "restart" and self._still:
+            how = "kill"  # whoever drains needs the others
         self.done.append(f"{how} {name}")
-        if how == "kill":
-            self._stack.kill(name)
-            await asyncio.to_thread(self._start[name])
-        elif how == "still":
-            self._stack.freeze(name)
-            await asyncio.sleep(still_s)
-            self._stack.thaw(name)
-        elif how == "restart":
-            await asyncio.to_thread(self._stack.stop, name)
-            await asyncio.to_thread(self._start[name])
-        elif how == "worker":
-            self.done[-1] = f"kill worker of {executor}"
+        if how == "still":
+            own = name in self._start
+            whose = self._stack.processes[name if own else executor]
+            self._pids[name] = [whose.pid] if own else load.children(whose)
+            self._signal(name, signal.SIGSTOP)
+            self._still[name] = for_long
+        elif name not in self._start:
             load.kill_worker_child(self._stack, executor)
         else:
-            self.done[-1] = f"still worker of {executor}"
-            with load.worker_child_still(self._stack, executor):
-                await asyncio.sleep(still_s)
-        await asyncio.sleep(self._chance.uniform(*SPLIT_S))
+            await asyncio.to_thread(self._stack.kill if how == "kill" else self._stack.stop, name)
+            await asyncio.to_thread(self._start[name])
+        await asyncio.sleep(self._chance.uniform(*self._pause_s))
+
+    def _go_on(self) -> None:
+        for name in list(self._still):
+            self._still[name] -= 1
+            if not self._still[name]:
+                del self._still[name]
+                self._signal(name, signal.SIGCONT)
+
+    def pass_over(self) -> None:
+        """Everything goes on."""
+        for name in list(self._still):
+            self._still[name] = 1
+        self._go_on()
+
+    def _signal(self, name: str, number: signal.Signals) -> None:
+        for pid in self._pids[name]:
+            with suppress(ProcessLookupError):  # a worker may have been killed meanwhile
+                os.kill(pid, number)
 
 
 def starters(stack: Stack) -> dict[str, Callable[[], None]]:
@@ -118,18 +140,19 @@ async def storm(
     *,
     injections: int,
     goals: int,
-    still_s: tuple[float, float] = SHORTLY_STILL_S,
+    pause_s: tuple[float, float] = SHORT_PAUSE_S,
 ) -> None:
     """`goals` runs over the time of `injections`; then every one has ended, once, and the record holds."""
     if SECOND not in stack.processes:
         stack.start_as(SECOND, [sys.executable, "-m", "services.executor"])
     began_s = time.monotonic()
-    weather = Storm(stack, chance, still_s)
+    weather = Storm(stack, chance, pause_s)
     submitting: list[asyncio.Task[None]] = []
     for i in range(injections):
         share = goals * (i + 1) // injections - goals * i // injections
         submitting.append(asyncio.create_task(runs.submit_mix(share)))
         await weather.injure()
+    weather.pass_over()
     print("; ".join(weather.done))
     print(f"{injections} injections in {time.monotonic() - began_s:.0f} s: {dict(Counter(weather.done))}")
     await asyncio.gather(*submitting)
@@ -210,4 +233,4 @@ async def test_a_short_storm_leaves_every_run_ended_once(
 async def test_a_long_storm_leaves_every_run_ended_once(
     remit: Stack, client: Bus, mixed: Load, chance: random.Random
 ) -> None:
-    await storm(remit, client, mixed, chance, injections=120, goals=600, still_s=STILL_S)
+    await storm(remit, client, mixed, chance, injections=150, goals=900, pause_s=PAUSE_S)
