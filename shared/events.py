@@ -343,6 +343,7 @@ _ATTEMPT_KINDS = frozenset(
 _STEP_KINDS = frozenset(
     ("step.skipped", "llm.called", "approval.requested", "approval.granted", "approval.rejected", "approval.expired")
 )
+_is_step_id = lru_cache(maxsize=4096)(is_step_id)  # few names, said again and again
 _WITH_STEP = _ATTEMPT_KINDS | _STEP_KINDS
 _BY_PRINCIPAL = frozenset(("run.cancel_requested", "approval.granted", "approval.rejected"))
 
@@ -388,19 +389,19 @@ def read(subject: str, seq: int, at_ns: int, data: bytes) -> Event:
     if not least <= rest <= most or run >= seq:
         event.body = Unreadable("the subject has the wrong tokens for its kind")
         return event
-    if kind in _ATTEMPT_KINDS:
-        event.step, event.attempt = parts[3], _number(parts[4], 4)
-        if rest > 2:
-            event.tail = ".".join(parts[5:])
-    elif kind in _STEP_KINDS:
+    if kind in _WITH_STEP:
         event.step = parts[3]
-        if rest > 1:
+        if not _is_step_id(parts[3]):
+            event.body = Unreadable("the subject's step is none")
+            return event
+        if kind in _ATTEMPT_KINDS:
+            event.attempt = _number(parts[4], 4)
+            if rest > 2:
+                event.tail = parts[5] if rest == 3 else ".".join(parts[5:])
+        elif rest > 1:
             event.tail = parts[4]
     elif rest:
         event.tail = ".".join(parts[3:])
-    if kind in _WITH_STEP and not is_step_id(event.step):
-        event.body = Unreadable("the subject's step is none")
-        return event
     if event.tail and kind in _BY_PRINCIPAL and not is_principal(event.tail):
         event.body = Unreadable("no principal can be read from the subject")
         return event
