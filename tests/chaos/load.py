@@ -181,6 +181,21 @@ async def passed(bus: Bus, seq: int) -> bool:
         return False
 
 
+async def ticks(bus: Bus, schedule: str) -> dict[int, str]:
+    """What became of each tick of a schedule: its outcome by the second at which it was due."""
+    return {
+        int(subject.rsplit(".", 1)[1]): json.loads(data)["outcome"]
+        for subject, _, _, data in await whole_stream(bus)
+        if subject.startswith(f"schedule.ticked.{schedule}.")
+    }
+
+
+async def every_run_ended(bus: Bus) -> bool:
+    """Whether every goal of the stream has an end, also those of schedules."""
+    messages = await whole_stream(bus)
+    return {seq for subject, seq, _, _ in messages if subject.startswith("goal.submitted")} <= ends_of(messages).keys()
+
+
 async def whole_stream(bus: Bus) -> list[Message]:
     """Every message of EVENTS as it is stored."""
     await until(lambda: passed(bus, 0))  # the server may just have been started again

@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 
 from shared.bus import Bus
+from shared.clock import NS_PER_S, rfc3339
+from shared.subjects import CONFIG_BUCKET, schedule_key
 from tests.auditor import tally_void
 from tests.chaos import load
 from tests.chaos.load import Load
@@ -27,12 +29,14 @@ from tests.conftest import until
 from tests.stack import Stack
 
 SECOND = "executor-2"
+EACH_MINUTE = "each-minute"
 STILL_FOR_MOST = 4  # injections; at most so many processes stand still at a time
 PAUSE_S = (0.3, 1.5)  # so they stand still for 1 to 6 seconds
 SHORT_PAUSE_S = (0.1, 0.4)
 GOALS_AT_A_TIME = 6
 FEED_S = 0.3
 PATIENT_LEASE_S = 8  # nobody is killed: a lease that ends because the machine is busy would have a step begun twice
+CALM_GRACE_S = 1.0  # a run that is out of time has ended when its worker ends its process
 GRACE_S = 15.0  # a worker that stood still hears only when it goes on that its step was to end
 
 
@@ -106,17 +110,16 @@ def starters(stack: Stack) -> dict[str, Callable[[], None]]:
     }
 
 
-async def over(stack: Stack, bus: Bus, runs: Load, goals: int) -> dict[int, str]:
-    """Every run has ended, once, as its kind may; the record holds; nothing of any step is left."""
+async def over(stack: Stack, bus: Bus, runs: Load, goals: int, *, grace_s: float = GRACE_S) -> None:
+    """Every run has ended, once, as its kind may; nothing of any step is left; the record holds."""
     began_s = time.monotonic()
     await until(runs.ended, within_s=120)
+    await until(lambda: not sleeping(), within_s=grace_s)
     print(f"the last run had ended {time.monotonic() - began_s:.1f} s after the last injection")
     ends = await load.examine(stack, bus)
     print(runs.tally(ends))
     assert runs.wrong(ends) == {}
     assert len(runs.runs) == goals
-    await until(lambda: not sleeping(), within_s=GRACE_S)
-    return ends
 
 
 def sleeping() -> list[int]:
@@ -185,7 +188,7 @@ class Feed:
 async def test_every_kind_of_run_ends_as_it_must(remit: Stack, client: Bus, mixed: Load) -> None:
     """Without any weather, so that what a storm finds is the storm's."""
     await mixed.submit_mix(2 * len(MIX))
-    await over(remit, client, mixed, 2 * len(MIX))
+    await over(remit, client, mixed, 2 * len(MIX), grace_s=CALM_GRACE_S)
 
 
 async def test_a_rolling_restart_loses_and_repeats_nothing(remit: Stack, client: Bus, mixed: Load) -> None:
@@ -233,4 +236,24 @@ async def test_a_short_storm_leaves_every_run_ended_once(
 async def test_a_long_storm_leaves_every_run_ended_once(
     remit: Stack, client: Bus, mixed: Load, chance: random.Random
 ) -> None:
+    """A schedule of each minute goes on through it: no tick is passed over, and none runs twice."""
+    began_s = time.time()
+    schedule = {
+        "name": EACH_MINUTE, "cron": "* * * * *", "goal": {"tasks": ["noop"]}, "overlap": "allow", "catch_up": "all",
+        "since": rfc3339(int(began_s * NS_PER_S)),
+    }  # fmt: skip
+    await client.kv_put(CONFIG_BUCKET, schedule_key(EACH_MINUTE), json.dumps(schedule).encode())
     await storm(remit, client, mixed, chance, injections=150, goals=900, pause_s=PAUSE_S)
+    await until(lambda: ticked_up_to(client, time.time() // 60 * 60))
+    await client.kv_delete(CONFIG_BUCKET, schedule_key(EACH_MINUTE))
+    await until(lambda: load.every_run_ended(client))
+    await load.examine(remit, client)
+    ticks = await load.ticks(client, EACH_MINUTE)
+    first = began_s // 60 * 60 + 60
+    assert list(ticks) == [first + 60 * i for i in range(len(ticks))] and len(ticks) > 1
+    print(f"ticks of each minute: {list(ticks.values())}")
+    assert set(ticks.values()) <= {"ran", "late", "caught_up"}
+
+
+async def ticked_up_to(bus: Bus, due_s: float) -> bool:
+    return max(await load.ticks(bus, EACH_MINUTE), default=0) >= due_s
