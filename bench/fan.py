@@ -4,7 +4,6 @@ Runs of floor and Remit alternate, so that a noisy neighbour meets both. The run
 need nothing, under a directive that allows N steps, and `parallel` of them at a time.
 """
 
-import os
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import msgspec
 
 from bench.floor import Sizes
 from bench.load import Client
+from bench.processes import cpu_s, pids_of
 from bench.runs import SERVICES, floor, lengths
 from cli.keeper import Keeper, until_ready
 from cli.stack import environment
@@ -28,7 +28,6 @@ NAME = "bench-fan"
 GOAL = msgspec.json.encode({"playbook": NAME, "directive": NAME})
 ROUNDS = 3
 STEPS_MAX = 1_400  # a plan of more `noop` steps is longer than the 512 KiB that one may have
-_TICKS_S = os.sysconf("SC_CLK_TCK")
 
 
 async def run(steps: int, parallel: int, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -62,14 +61,6 @@ async def _allow(bus: Bus, steps: int, parallel: int) -> None:
     await bus.kv_put(CONFIG_BUCKET, directive_key(NAME), msgspec.json.encode(directive))
 
 
-def pids_of(keeper: Keeper) -> dict[str, int]:
-    """Who takes part; the executor is its decider, and keeps the worker."""
-    pids = keeper.pids()
-    decider = pids.pop("executor")
-    worker = int(Path(f"/proc/{decider}/task/{decider}/children").read_text().split()[0])
-    return {"decider": decider, "worker": worker, **pids}
-
-
 async def _measure(
     bus: Bus, appender: Appender, sizes: Sizes, pids: dict[str, int], tell: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -81,17 +72,17 @@ async def _measure(
     await under.alone(1)
     await remit.alone(1)
     floor_ms, remit_ms = [], []
-    cpu_ms: dict[str, list[float]] = {name: [] for name in pids}
+    used_s: dict[str, list[float]] = {name: [] for name in pids}
     for number in range(1, ROUNDS + 1):
         tell(f"round {number} of {ROUNDS}")
         floor_ms += await under.alone(1)
-        before_ms = {name: cpu_time_ms(pid) for name, pid in pids.items()}
+        before_s = {name: cpu_s(pid) for name, pid in pids.items()}
         remit_ms += await remit.alone(1)
         for name, pid in pids.items():
-            cpu_ms[name].append(cpu_time_ms(pid) - before_ms[name])
+            used_s[name].append(cpu_s(pid) - before_s[name])
     await under.stop()
     await remit.stop()
-    cpu_s = {name: round(statistics.median(each) / 1000, 3) for name, each in cpu_ms.items()}
+    used = {name: round(statistics.median(each), 3) for name, each in used_s.items()}
     floor_s, remit_s = statistics.median(floor_ms) / 1000, statistics.median(remit_ms) / 1000
     return {
         "steps": sizes.steps,
@@ -102,13 +93,7 @@ async def _measure(
         "floor_seconds": round(floor_s, 3),
         "seconds": round(remit_s, 3),
         "seconds_each": [round(one / 1000, 3) for one in remit_ms],
-        "decider_cpu_s": cpu_s.pop("decider"),
-        "others_cpu_s": cpu_s,
+        "decider_cpu_s": used.pop("decider"),
+        "others_cpu_s": used,
         "payload_bytes": msgspec.to_builtins(sizes),
     }
-
-
-def cpu_time_ms(pid: int) -> float:
-    """CPU that the process itself has used, in user and system; its children count for themselves."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * 1000 / _TICKS_S

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from bench.fan import pids_of
 from bench.load import IN_FLIGHT
+from bench.processes import pids_of, resident_mib
 from cli.keeper import Keeper, until_ready
 from cli.stack import environment
 from shared.append import Appender
@@ -44,12 +44,12 @@ async def run(runs: int, tell: Callable[[str], None]) -> dict[str, Any]:
             await load.finish(max(runs // 10, 1))
             pids = pids_of(keeper)
             await asyncio.sleep(SETTLE_S)
-            sizes = {name: [_resident_mib(pids[name])] for name in ("decider", "worker")}
+            sizes = {name: [resident_mib(pids[name])] for name in ("decider", "worker")}
             for part in range(SAMPLES):
                 await load.finish(runs // SAMPLES)
                 await asyncio.sleep(SETTLE_S)
                 for name, found in sizes.items():
-                    found.append(_resident_mib(pids[name]))
+                    found.append(resident_mib(pids[name]))
                 tell(f"{(part + 1) * (runs // SAMPLES)} runs: {sizes['decider'][-1]} MiB")
             await load.stop()
             await bus.close()
@@ -110,10 +110,3 @@ def _goal(number: int) -> bytes:
     if number % LASTING == 0:
         return msgspec.json.encode({"tasks": ["sleep"], "params": {"seconds": 1.5, "number": number}})
     return msgspec.json.encode({"tasks": ["noop", "noop", "noop"], "params": {"number": number}})
-
-
-def _resident_mib(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return round(int(line.split()[1]) / 1024, 1)
-    raise ProcessLookupError(pid)

@@ -149,9 +149,10 @@ class Keeper:
             if self._stopping:
                 return
             lived_s = time.monotonic() - began_s
-            pause_s = AGAIN_S if lived_s > STEADY_S else min(pause_s * 2, AGAIN_MAX_S)
+            pause_s = AGAIN_S if lived_s > STEADY_S else pause_s
             self._tell(f"{service} ended ({code}); starting it again (log: {self.logs / (service + '.log')})")
             await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, AGAIN_MAX_S)
 
     async def stop_services(self) -> None:
         """Let the services drain and end; NATS stays."""
