@@ -140,6 +140,11 @@ class RunLine:
     def free(self) -> int:
         return int(self.plan.budgets.token_budget) - self.charged - self.reserved
 
+    @property
+    def voids(self) -> list[tuple[str, int, str]]:
+        """Answers that did not count."""
+        return [void for asked in self.asked.values() for void in asked.voids]
+
     def approved(self, step: str) -> bool:
         asked = self.asked.get(step)
         return asked is not None and asked.status == "approved"
@@ -626,7 +631,10 @@ def _skipped(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: bytes)
     if body is None:
         run.find("skip", [seq], "step.skipped holds another message, which skips the step", name)
     elif why := _unskippable(run, name, cause):
-        run.find("skip", [seq], f"step {name} is skipped ({cause or 'no cause'}): {why}", name)
+        rule, seqs = "skip", [seq]
+        if cause == "stopped" and (voids := run.voids):
+            rule, seqs, why = voids[-1][0], [voids[-1][1], seq], f"{why}: {voids[-1][2]}"
+        run.find(rule, seqs, f"step {name} is skipped ({cause or 'no cause'}): {why}", name)
     run._ended(line, "skipped", seq, at_ns, cause)
     return ""
 
@@ -824,8 +832,7 @@ def _check_status(run: RunLine, body: Over, seq: int) -> None:
     meant = run.stop or status
     events = [run.stop_seq if run.stop else run.settled, seq]
     rule, why = "end", f"it ends as {body.status}, and what happened ends as {meant}"
-    voids = [void for asked in run.asked.values() for void in asked.voids]
-    if voids and body.status == "rejected":
+    if (voids := run.voids) and body.status == "rejected":
         rule, events, why = voids[-1][0], [voids[-1][1], seq], f"{why}: {voids[-1][2]}"
     run.find(rule, events, why)
 
@@ -833,6 +840,8 @@ def _check_status(run: RunLine, body: Over, seq: int) -> None:
 def _status_of_steps(run: RunLine) -> str:
     """How a run ends whose every step has ended, when nobody has stopped it."""
     planned = run.planned
+    if all(line.status == "succeeded" for line in run.lines.values()):
+        return "succeeded"
     causes = {line.cause for line in run.lines.values()}
     if causes & {"steps", "tokens"}:
         return "budget_exhausted"

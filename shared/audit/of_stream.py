@@ -64,7 +64,8 @@ class Audit:
         self._found.events += 1
         if seq != self._last + 1 and (self._whole or seq <= self._last):
             self._out_of_order(seq)
-        self._last = max(self._last, seq)
+        if seq > self._last:
+            self._last = seq
         tokens = subject.split(".")
         kind = f"{tokens[0]}.{tokens[1]}" if len(tokens) > 1 else subject
         if kind == "goal.submitted":

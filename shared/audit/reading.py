@@ -15,7 +15,7 @@ StepEnd = Literal["pending", "awaiting_approval", "running", "succeeded", "faile
 NS = 1_000_000_000
 GATE = "run"
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_RFC3339 = re.compile(r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?\d*(?:[Zz]|([+-])(\d\d):(\d\d))")
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.(\d{1,9}))?\d*(?:[Zz]|([+-])(\d\d):(\d\d))")
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,3}")
 
 
@@ -26,7 +26,7 @@ class Kept(msgspec.Struct, frozen=True):
     from_run: int | None = None
 
 
-class Dispatched(msgspec.Struct, frozen=True):
+class Dispatched(msgspec.Struct, frozen=True, gc=False):
     inputs: dict[str, Any]
     deadline: str
     plan_hash: str
@@ -34,7 +34,7 @@ class Dispatched(msgspec.Struct, frozen=True):
     token_grant: int = 0
 
 
-class Completed(msgspec.Struct, frozen=True):
+class Completed(msgspec.Struct, frozen=True, gc=False):
     outputs: dict[str, msgspec.Raw]
     artifacts: list[Kept] = []
     host: str | None = None
@@ -83,7 +83,7 @@ class Fired(msgspec.Struct, frozen=True):
     due: str
 
 
-class Started(msgspec.Struct, frozen=True):
+class Started(msgspec.Struct, frozen=True, gc=False):
     directive: str
     plan_hash: str
 
@@ -97,13 +97,13 @@ class Expired(msgspec.Struct, frozen=True):
     expired_at: str
 
 
-class Total(msgspec.Struct, frozen=True):
+class Total(msgspec.Struct, frozen=True, gc=False):
     input: int = 0
     output: int = 0
     unknown_calls: int = 0
 
 
-class Over(msgspec.Struct, frozen=True):
+class Over(msgspec.Struct, frozen=True, gc=False):
     status: End
     reason: str
     steps: dict[str, StepEnd]
@@ -310,6 +310,8 @@ def is_name(text: str) -> bool:
 
 def attempt_of(text: str) -> int:
     """The attempt that a token names; 0 for none."""
+    if text == "1":
+        return 1  # nearly always
     return int(text) if _ATTEMPT.fullmatch(text) else 0
 
 
@@ -318,7 +320,20 @@ def time_ns(text: Any) -> int | None:
     found = _RFC3339.fullmatch(text) if isinstance(text, str) and text.isascii() else None
     if found is None:
         return None
-    year, month, day, hour, minute, second = (int(found[i]) for i in range(1, 7))
+    seconds = _seconds(text[:19])
+    if seconds is None:
+        return None
+    if found[2]:
+        offset_s = int(found[3]) * 3600 + int(found[4]) * 60
+        seconds -= offset_s if found[2] == "+" else -offset_s
+    return seconds * NS + int((found[1] or "").ljust(9, "0"))
+
+
+@lru_cache(maxsize=1024)
+def _seconds(text: str) -> int | None:
+    """Seconds since 1970 of `2026-11-21T09:30:00`, as if it were UTC: thousands of stamps share one."""
+    year, month, day = int(text[:4]), int(text[5:7]), int(text[8:10])
+    hour, minute, second = int(text[11:13]), int(text[14:16]), int(text[17:19])
     if not (1 <= month <= 12 and 1 <= day <= 31 and hour < 24 and minute < 60 and second < 60):
         return None
     # Days since 1970 in the Gregorian calendar, with the year beginning in March.
@@ -326,8 +341,4 @@ def time_ns(text: Any) -> int | None:
     era, of_era = divmod(years, 400)
     of_year = (153 * (month + (-3 if month > 2 else 9)) + 2) // 5 + day - 1
     days = era * 146_097 + of_era * 365 + of_era // 4 - of_era // 100 + of_year - 719_468
-    seconds = days * 86_400 + hour * 3600 + minute * 60 + second
-    if found[8]:
-        offset_s = int(found[9]) * 3600 + int(found[10]) * 60
-        seconds -= offset_s if found[8] == "+" else -offset_s
-    return seconds * NS + int((found[7] or "").ljust(9, "0"))
+    return days * 86_400 + hour * 3600 + minute * 60 + second

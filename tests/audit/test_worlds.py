@@ -1,6 +1,6 @@
 """The audit against the engine's own worlds: executors at different places, workers of every kind, kills, and lies.
 
-Where nobody lies the audit has nothing to say, whatever the race. Where somebody does, its own rules and the fold's come
+Where nobody lies the audit has nothing to say, whatever the race. Where somebody does, its rules and the fold's come
 to the same end all the same: two programs that share no code, and one stream.
 """
 
