@@ -16,6 +16,7 @@ DOORS: dict[str, tuple[tuple[str, ...], int]] = {
     "docker": (("services/log_agent/",), 1),
     "duckdb": (("services/registry/store.py",), 1),
     "cel_expr_python": (("shared/conditions.py",), 1),
+    "cryptography": (("shared/proof/keys.py",), 1),
     "aiohttp": (("services/gateway/", "services/log_agent/", "services/executor/tasks/"), 100),
 }
 # The benchmark of the floor is three bare nats-py processes: measuring NATS without Remit is its purpose.
@@ -101,6 +102,9 @@ PURE = (
     "shared/ledger.py",
     "shared/plan.py",
     "shared/playbook.py",
+    "shared/proof/bundle.py",
+    "shared/proof/merkle.py",
+    "shared/proof/sealing.py",
     "shared/redact.py",
     "shared/run.py",
     "shared/schedule.py",

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shared.events import ATTEMPT_MAX, KINDS, OF_SCHEDULES, Event, ScheduleTicked, TimerFired, Unreadable, encode, read
+from shared.events import (
+    ATTEMPT_MAX,
+    KINDS,
+    OF_SCHEDULES,
+    OF_THE_STREAM,
+    Event,
+    ScheduleTicked,
+    TimerFired,
+    Unreadable,
+    encode,
+    read,
+)
 from shared.plan import read_goal
 from tests import controls
 
@@ -36,7 +47,7 @@ def contains(whole: Any, part: Any) -> bool:
 
 def test_every_kind_has_a_frozen_sample_and_no_sample_is_without_a_kind() -> None:
     """An event that is added brings its sample; a sample is never removed."""
-    assert {path.stem for path in SAMPLES.glob("*.json")} == {*KINDS, *OF_SCHEDULES, "goal.submitted"}
+    assert {path.stem for path in SAMPLES.glob("*.json")} == {*KINDS, *OF_SCHEDULES, *OF_THE_STREAM, "goal.submitted"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
