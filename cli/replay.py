@@ -155,6 +155,7 @@ class Causes:
         self._last = 0  # that changed the run
         self._by_kind: dict[str, int] = {}
         self._by_step: dict[str, int] = {}
+        self._asked: dict[str, int] = {}
 
     def of(self, event: Event) -> int:
         """The sequence of the event that this one followed; 0 for what nobody in here has called for."""
@@ -164,7 +165,7 @@ class Causes:
         if kind in ("plan.created", "goal.rejected"):
             return self._by_kind.get("goal.submitted", 0)
         if kind in ("approval.granted", "approval.rejected"):
-            return self._by_kind.get(f"approval.requested.{event.step}", 0)
+            return self._asked.get(event.step, 0)
         if kind in ("step.completed", "step.failed", "step.cancelled", "llm.called", "step.cancel_requested"):
             return self._by_step.get(event.step, 0)
         if kind == "timer.fired":
@@ -172,7 +173,7 @@ class Causes:
             if what == "deadline":
                 return self._by_kind.get("run.started", 0)
             if what == "approval":
-                return self._by_kind.get(f"approval.requested.{rest}", 0)
+                return self._asked.get(rest, 0)
             return self._by_step.get(rest.split(".")[0], 0)
         return self._last
 
@@ -182,7 +183,7 @@ class Causes:
         self._last = event.seq
         self._by_kind[event.kind] = event.seq
         if event.kind == "approval.requested":
-            self._by_kind[f"approval.requested.{event.step}"] = event.seq
+            self._asked[event.step] = event.seq
         elif event.step:
             self._by_step[event.step] = event.seq
 

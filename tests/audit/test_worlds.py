@@ -59,7 +59,7 @@ def folded(stream: Stream) -> dict[int, Run]:
 
 
 _short = settings(
-    max_examples=int(os.environ.get("REMIT_EXAMPLES", "40")),
+    max_examples=int(os.environ.get("REMIT_EXAMPLES", "25")),
     stateful_step_count=40,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],

@@ -24,7 +24,7 @@ TAILS = {
     "principal": "ann",
     "name": "nightly",
     "tick": "1795654800",
-    "size": "99",
+    "size": "9",
 }
 
 
