@@ -116,5 +116,5 @@ def _show(found: Audited, *, notes: bool, with_artifacts: bool) -> None:
     counted = f"{found.events} events, {found.runs} runs ({found.active} active)"
     if with_artifacts:
         counted += f", {len(found.artifacts)} artifacts"
-    noted = f"; {found.noted} events count for nothing" if found.noted else ""
+    noted = f"; {found.noted} of them count for nothing" if found.noted else ""
     talk(f"{counted}: {len(rows) or 'no'} finding{'' if len(rows) == 1 else 's'}{noted}")

@@ -226,7 +226,7 @@ def _show(one: dict[str, Any]) -> None:
         line(f"        {plain(' '.join(str(one['what']).split()))}")
     for name, before, after in (
         ("run", one["run_before"], one["run_after"]),
-        (one["step"], one["step_before"], one["step_after"]),
+        ("approval" if one["step"] == GATE else one["step"], one["step_before"], one["step_after"]),
     ):
         if before != after and after:
             line(f"        {name}: {status(before) + ' → ' if before else ''}{status(after)}")
