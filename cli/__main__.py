@@ -27,6 +27,9 @@ COMMANDS = {
     "report": ("cli.runs", "report"),
     "artifacts": ("cli.runs", "artifacts"),
     "events": ("cli.runs", "events"),
+    "replay": ("cli.replay", "replay"),
+    "audit": ("cli.audit", "audit"),
+    "proof": ("cli.proof", "proof"),
     "tokens": ("cli.runs", "tokens"),
     "hosts": ("cli.runs", "hosts"),
     "allow": ("cli.fleet", "allow"),
@@ -38,7 +41,7 @@ COMMANDS = {
     "bench": ("cli.bench", "bench"),
     "test": ("cli.__main__", "test"),
 }
-SERVICES = ("planner", "executor", "registry", "gateway", "gpu-agent", "log-agent")
+SERVICES = ("planner", "executor", "registry", "sealer", "gateway", "gpu-agent", "log-agent")
 
 
 class Lazy(click.Group):

@@ -147,6 +147,7 @@ _HELP = {
     "planner": "Run the planner alone: goals in, plans out.",
     "executor": "Run an executor alone: decides and performs tasks. Any number may run, anywhere.",
     "registry": "Run the registry alone: every event into DuckDB under --data-dir.",
+    "sealer": "Run the sealer alone: it signs what the stream holds, with a key under --data-dir.",
     "gateway": "Run the HTTP gateway alone.",
     "gpu-agent": "Run this host's GPU agent alone.",
     "log-agent": "Run this host's log agent alone.",
