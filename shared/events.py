@@ -344,6 +344,7 @@ _STEP_KINDS = frozenset(
     ("step.skipped", "llm.called", "approval.requested", "approval.granted", "approval.rejected", "approval.expired")
 )
 _WITH_STEP = _ATTEMPT_KINDS | _STEP_KINDS
+_is_step_id = lru_cache(maxsize=4096)(is_step_id)
 _BY_PRINCIPAL = frozenset(("run.cancel_requested", "approval.granted", "approval.rejected"))
 
 
@@ -398,14 +399,15 @@ def read(subject: str, seq: int, at_ns: int, data: bytes) -> Event:
             event.tail = parts[4]
     elif rest:
         event.tail = ".".join(parts[3:])
-    if kind in _WITH_STEP and not is_step_id(event.step):
+    if kind in _WITH_STEP and not _is_step_id(event.step):
         event.body = Unreadable("the subject's step is none")
         return event
     if event.tail and kind in _BY_PRINCIPAL and not is_principal(event.tail):
         event.body = Unreadable("no principal can be read from the subject")
         return event
     try:
-        data.decode()  # msgspec passes over broken text in fields that it skips, and not every store would
+        if not data.isascii():
+            data.decode()  # msgspec passes over broken text in fields that it skips, and not every store would
         event.body = decode(data)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         event.body = Unreadable(str(error)[:300])
@@ -434,6 +436,7 @@ def _of_schedule(parts: list[str], event: Event, data: bytes) -> Event:
     return event
 
 
+@lru_cache(maxsize=4096)  # the events of a run follow each other closely, and most attempts are the first
 def _number(text: str, digits_max: int) -> int:
     """A positive number in its only spelling (no sign, no leading zero), or 0."""
     if len(text) > digits_max or not text.isascii() or not text.isdigit() or text[0] == "0":

@@ -17,7 +17,9 @@ import pyarrow as pa
 from services.registry.fold import Batch, Columns
 from shared.errors import RemitError
 
-TABLES = ("events", "runs", "steps", "approvals", "artifacts", "llm_calls")
+TABLES = (
+    "events", "runs", "plans", "steps", "ended_attempts", "approvals", "artifacts", "llm_calls", "ticked",
+)  # fmt: skip
 
 _AT = pa.timestamp("us")  # UTC, and without a zone: DuckDB needs pytz to hand out one with a zone
 _TYPES: dict[str, Any] = {
@@ -32,11 +34,18 @@ _TYPES: dict[str, Any] = {
     "requested_at": _AT,
     "expires_at": _AT,
     "decided_at": _AT,
+    "planned_at": _AT,
+    "due_at": _AT,
     "attempt": pa.uint32(),
     "attempts": pa.uint32(),
     "place": pa.uint32(),
     "size_bytes": pa.uint64(),
     "steps_total": pa.uint32(),
+    "max_steps": pa.uint32(),
+    "time_budget_s": pa.uint32(),
+    "token_budget": pa.uint64(),
+    "tick": pa.uint64(),
+    "schedule_version": pa.int64(),
     "unknown_calls": pa.uint32(),
     "input_tokens": pa.uint64(),
     "output_tokens": pa.uint64(),
@@ -114,25 +123,25 @@ class Store:
         db.execute("begin")
         try:
             self._append("events", batch.events)
-            if batch.rewritten:
-                db.register("rewritten", _table({"run": batch.rewritten}))
-                db.execute("delete from runs where run in (select run from rewritten)")
-                db.execute("delete from steps where run in (select run from rewritten)")
-                db.unregister("rewritten")
-            if batch.asked_again:
-                db.register("asked_again", _table({"run": batch.asked_again}))
-                db.execute("delete from approvals where run in (select run from asked_again)")
-                db.unregister("asked_again")
-            self._append("runs", batch.runs)
-            self._append("steps", batch.steps)
-            self._append("approvals", batch.approvals)
-            self._append("artifacts", batch.artifacts)
-            self._append("llm_calls", batch.llm_calls)
+            self._delete(batch.rewritten, "runs", "steps")
+            self._delete(batch.asked_again, "approvals")
+            for table in TABLES[1:]:
+                self._append(table, getattr(batch, table))
             db.execute("update folded set seq = ?", [batch.position])
             db.execute("commit")
         except BaseException:
             db.execute("rollback")
             raise
+
+    def _delete(self, runs: list[int], *tables: str) -> None:
+        """What these runs' rows were; the least of them keeps DuckDB from reading all the older rows."""
+        if runs:
+            self._writer.register("rewritten", _table({"run": runs}))
+            for table in tables:
+                self._writer.execute(
+                    f"delete from {table} where run >= ? and run in (select run from rewritten)", [min(runs)]
+                )
+            self._writer.unregister("rewritten")
 
     def _append(self, table: str, columns: Columns) -> None:
         if next(iter(columns.values())):
