@@ -89,11 +89,11 @@ def usage(since: str | None, until: str | None, output: str, to: Path | None) ->
         _head("runs")
         _bars(more["runs"], ("status", "runs", "p50_s", "p95_s"), [row["runs"] for row in more["runs"]])
         _head("steps")
-        columns = ("task", "status", "steps", "attempts", "retries", "p50_s", "p95_s")
-        _bars(more["steps"], columns, [row["steps"] for row in more["steps"]])
+        steps = ("task", "status", "steps", "attempts", "retries", "p50_s", "p95_s")
+        _bars(more["steps"], steps, [row["steps"] for row in more["steps"]])
         _head("approvals")
-        columns = ("status", "approvals", "p50_wait_s", "p95_wait_s")
-        _bars(more["approvals"], columns, [row["approvals"] for row in more["approvals"]])
+        waits = ("status", "approvals", "p50_wait_s", "p95_wait_s")
+        _bars(more["approvals"], waits, [row["approvals"] for row in more["approvals"]])
 
 
 @click.command()
@@ -134,11 +134,10 @@ def _daily(page: dict[str, Any]) -> None:
         else:
             click.echo("none")
     _head("tokens")
-    columns = ("model", "calls", "unknown_calls", "input_tokens", "output_tokens")
-    if page["total"]["currency"]:
-        columns += ("cost",)
+    priced = ("cost",) if page["total"]["currency"] else ()
     shown = [{**_counted(row), "cost": "unknown" if row.get("cost") is None else row["cost"]} for row in page["tokens"]]
-    _bars(shown, columns, [_sum(row) for row in page["tokens"]], "tokens")
+    used = ("model", "calls", "unknown_calls", "input_tokens", "output_tokens", *priced)
+    _bars(shown, used, [_sum(row) for row in page["tokens"]], "tokens")
     total = page["total"]
     if total["currency"]:
         least = "" if total["cost_is_whole"] else "at least " if total["cost"] is not None else ""
@@ -289,4 +288,5 @@ def _written(rows: Rows, columns: Sequence[str] | None, output: str, to: Path | 
     elif output == "parquet" and sys.stdout.isatty():
         raise Malformed("Parquet is nothing for a terminal: name a file, or send it into a pipe", field="--to")
     else:
-        click.get_binary_stream("stdout").write(made)
+        sys.stdout.buffer.write(made)
+        sys.stdout.buffer.flush()

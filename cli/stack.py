@@ -168,9 +168,11 @@ def _service(name: str) -> click.Command:
         type=click.Choice([str(count) for count in REPLICAS]),
         help=f"{REPLICAS_HELP}  [env var: REMIT_REPLICAS; default: 1]",
     )
+    @click.option("--file", type=click.Path(path_type=Path), help="Of a registry that is a replica and answers nobody.")
     @nats_option
-    def run(host: str | None, data_dir: Path | None, http: str | None, replicas: str | None) -> None:
+    def run(host: str | None, data_dir: Path | None, http: str | None, replicas: str | None, file: Path | None) -> None:
         for variable, value in (
+            ("REMIT_REGISTRY_FILE", str(file.absolute()) if file else None),
             ("REMIT_HOST", host),
             ("REMIT_DATA_DIR", str(data_dir.absolute()) if data_dir else None),
             ("REMIT_HTTP", http),

@@ -42,8 +42,9 @@ RATES_KEY = "rates"
 class Registry:
     """Folds, and answers what is in the tables."""
 
-    def __init__(self, bus: Bus, path: Path) -> None:
+    def __init__(self, bus: Bus, path: Path, *, answers: bool = True) -> None:
         self._bus = bus
+        self._answers = answers
         self._path = path
         self._fold = Fold()
         self._writing = ThreadPoolExecutor(1, "duckdb-write")
@@ -66,6 +67,9 @@ class Registry:
         self._store = await self._in(self._writing, Store, self._path)
         await self._take_up()
         self._flusher = asyncio.create_task(self._flush_for_ever())
+        if not self._answers:
+            log.info("a replica: %s follows the stream, and the registry answers for it", self._path)
+            return
         endpoints: dict[str, Callable[[Question], Awaitable[Answer]]] = {
             "runs": self.on_runs,
             "run": self.on_run,
@@ -92,6 +96,9 @@ class Registry:
         await self._reader.stop()
         await self.flush()
         await self._forget_past()
+        if not self._answers:
+            digest = await self._in(self._writing, self._store.digest)
+            log.info("the replica ends at event %d: %s", self.position, digest)
         await self._in(self._writing, self._store.close)
 
     async def _in(self, pool: ThreadPoolExecutor, call: Callable[..., Any], *args: Any) -> Any:
