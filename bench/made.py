@@ -86,7 +86,7 @@ def stream(runs: int, *, seed: int = 0, first_ns: int = T0_NS, span_s: int = DAY
 
 def _plan(directive: str) -> tuple[PlanCreated, bytes]:
     allowed = Directive(
-        name=directive, approval_required=directive == "careful", approvers=["ann"], approval_expires_s=31_536_000
+        name=directive, approval_required=directive == "careful", approvers=["bob"], approval_expires_s=31_536_000
     )
     steps = [Step(id=name, why="named in the goal's tasks", task=f"task-{name}", uses_tokens=True) for name in STEPS]
     made = PlanCreated(
@@ -102,16 +102,16 @@ def _plan(directive: str) -> tuple[PlanCreated, bytes]:
 
 
 def _run(run: int, at_ns: int, chance: random.Random, plans: dict[str, tuple[PlanCreated, bytes]]) -> Iterator[Said]:
-    name = chance.choices(DIRECTIVES, (90, 8, 2))[0]
+    name, span_ns = chance.choices(DIRECTIVES, (90, 8, 2))[0], 31_536_000 * NS_PER_S
     plan, planned = plans[name]
     yield plan_created(run), planned
     if name == "careful":
         asked = ApprovalRequested(
-            run=run, step="run", what="run 3 steps", plan_hash=plan.plan_hash, expires_at=rfc3339(at_ns + NS_PER_S)
+            run=run, step="run", what="run 3 steps", plan_hash=plan.plan_hash, expires_at=rfc3339(at_ns + span_ns)
         )
         yield approval_requested(run, "run"), encode(asked)
         yes = ApprovalGranted(run=run, step="run", plan_hash=plan.plan_hash, answer="granted")
-        yield approval_granted(run, "run", "ann"), encode(yes)
+        yield approval_granted(run, "run", "bob"), encode(yes)
     yield run_started(run), encode(RunStarted(directive=name, plan_hash=plan.plan_hash))
     dispatched = encode(
         StepDispatched(inputs={}, deadline=rfc3339(at_ns + NS_PER_S), plan_hash=plan.plan_hash, token_grant=10_000)

@@ -61,6 +61,7 @@ class Registry:
         self._looking_back = asyncio.Lock()
         self._past: tuple[int, Store] | None = None
         self._lost: Exception | None = None
+        self._behind = 0  # the event at which it will have caught up with what was there when it began
         self.position = 0
 
     async def start(self) -> None:
@@ -124,6 +125,7 @@ class Registry:
             self._fold.restore(*message)
         self._fold.restored(position)
         self.position = position
+        self._behind = end if position < end else 0
         log.info("folding from event %d on, %d runs are active", position + 1, self._fold.active)
         self._reader = await Reader(self._bus, EVENTS, self.on_event, start_seq=position + 1, batch=4096).start()
 
@@ -165,6 +167,9 @@ class Registry:
             async with self._written:
                 self.position = batch.position
                 self._written.notify_all()
+            if self._behind and self.position >= self._behind:
+                self._behind = 0
+                log.info("caught up at event %d", self.position)
 
     async def _flush_for_ever(self) -> None:
         while True:

@@ -49,12 +49,12 @@ def check_prefixes(folder: Path, stream: Stream, count: int, seed: int) -> None:
 
 def test_a_file_that_follows_is_the_file_that_is_folded_anew(tmp_path: Path) -> None:
     """At fifty prefixes of a stream with junk, retries, questions and late results."""
-    check_prefixes(tmp_path, a_busy_stream(5, runs=25), 50, 5)
+    check_prefixes(tmp_path, a_busy_stream(5, runs=12), 50, 5)
 
 
 @pytest.mark.chaos
 def test_it_is_so_at_a_thousand_prefixes(tmp_path: Path) -> None:
-    check_prefixes(tmp_path, a_busy_stream(6, runs=150), 1_000, 6)
+    check_prefixes(tmp_path, a_busy_stream(6, runs=90), 1_000, 6)
 
 
 def test_a_digest_tells_a_change_of_one_value(tmp_path: Path) -> None:

@@ -3,6 +3,6 @@ select status, case status when 'approved' then list_sort(approved_by) when 'rej
        as by_whom, count(*) as approvals, quantile_cont(epoch(decided_at - requested_at), 0.5) as p50_wait_s
 from approvals
 where coalesce(decided_at, requested_at) >= $since and coalesce(decided_at, requested_at) < $until
-group by all
+group by 1, 2
 order by approvals desc, status, by_whom
 limit $limit

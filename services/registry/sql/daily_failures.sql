@@ -1,16 +1,18 @@
 -- Which runs ended from $since until before $until otherwise than well, and why? Newest first, before run $page.
-select r.run, r.status, r.directive, r.reason, r.ended_at, f.step, f.task, f.error, f.message
-from (
-    select * from runs
+with ended as (
+    select run, status, directive, reason, ended_at
+    from runs
     where ended_at >= $since and ended_at < $until and status <> 'succeeded' and run < $page::ubigint
     order by run desc
     limit $limit
-) r
-left join (
-    select run, arg_min(step, ended_at) as step, arg_min(task, ended_at) as task, arg_min(error, ended_at) as error,
-           arg_min(message, ended_at) as message
-    from steps
-    where status = 'failed' and ended_at >= $since and ended_at < $until
+),
+failed as (
+    select run, arg_min(step, s.ended_at) as step, arg_min(task, s.ended_at) as task,
+           arg_min(error, s.ended_at) as error, arg_min(message, s.ended_at) as message
+    from steps s
+    where status = 'failed' and run in (select run from ended)
     group by run
-) f on f.run = r.run
-order by r.run desc
+)
+select e.run, e.status, e.directive, e.reason, e.ended_at, f.step, f.task, f.error, f.message
+from ended e left join failed f using (run)
+order by e.run desc

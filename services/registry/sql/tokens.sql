@@ -11,7 +11,7 @@ select strftime(said_at, '%Y-%m-%d') as day,
        round(sum(duration_s), 6) as duration_s
 from llm_calls
 where said_at >= $since and said_at < $until
-group by all
+group by 1, 2
 having day < $day or (day = $day and model > $model)
 order by day desc, model
 limit $limit

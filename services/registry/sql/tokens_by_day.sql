@@ -10,7 +10,7 @@ select strftime(said_at, '%Y-%m-%d') as key,
        round(sum(duration_s), 6) as duration_s
 from llm_calls
 where said_at >= $since and said_at < $until
-group by all
+group by 1
 having key < $page
 order by key desc
 limit $limit

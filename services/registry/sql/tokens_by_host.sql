@@ -13,7 +13,7 @@ from (
     from llm_calls c left join ended_attempts a on a.run = c.run and a.step = c.step and a.attempt = c.attempt
 )
 where said_at >= $since and said_at < $until
-group by all
+group by 1
 having key > $page
 order by key asc
 limit $limit

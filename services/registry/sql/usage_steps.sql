@@ -5,5 +5,5 @@ select coalesce(task, kind) as task, status, count(*) as steps, sum(attempts)::b
        quantile_cont(duration_s, 0.5) as p50_s, quantile_cont(duration_s, 0.95) as p95_s
 from steps
 where run between $first and $last and reused_from is null
-group by all
+group by 1, 2
 order by task, steps desc, status
