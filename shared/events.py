@@ -426,7 +426,8 @@ def read(subject: str, seq: int, at_ns: int, data: bytes) -> Event:
         event.body = Unreadable("no principal can be read from the subject")
         return event
     try:
-        data.decode()  # msgspec passes over broken text in fields that it skips, and not every store would
+        if not data.isascii():
+            data.decode()  # msgspec passes over broken text in fields that it skips, and not every store would
         event.body = decode(data)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         event.body = Unreadable(str(error)[:300])
@@ -457,6 +458,7 @@ def _of_no_run(parts: list[str], event: Event, data: bytes) -> Event:
     return event
 
 
+@lru_cache(maxsize=4096)  # the events of a run follow each other closely, and most attempts are the first
 def _number(text: str, digits_max: int) -> int:
     """A positive number in its only spelling (no sign, no leading zero), or 0."""
     if len(text) > digits_max or not text.isascii() or not text.isdigit() or text[0] == "0":
