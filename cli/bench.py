@@ -77,6 +77,17 @@ def fold(events: int, output: str) -> None:
 
 
 @bench.command()
+@click.option("--runs", default=100_000, type=click.IntRange(100, 10_000_000), help="In the file.")
+@OUTPUT
+@ends_well
+def ask(runs: int, output: str) -> None:
+    """Every listed question over a large ledger, while a fold goes on writing into it: the 95th percentile of each."""
+    from bench.ask import run
+
+    _print(run(runs, talk), output)
+
+
+@bench.command()
 @click.option("--runs", default=10_000, type=click.IntRange(1, 1_000_000), help="Active ones to take up.")
 @OUTPUT
 @ends_well

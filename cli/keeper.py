@@ -19,7 +19,7 @@ import msgspec
 from shared.bus import Bus, connect
 from shared.errors import RemitError, Unavailable
 
-SERVICES = ("planner", "executor", "registry", "log-agent", "gpu-agent", "gateway")
+SERVICES = ("planner", "executor", "registry", "sealer", "log-agent", "gpu-agent", "gateway")
 NATS_READY_S = 15.0
 DRAIN_S = 20.0
 AGAIN_S = 0.5  # the first pause before a dead service is started again; doubled up to

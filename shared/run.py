@@ -46,7 +46,7 @@ LEGAL: dict[str, frozenset[str]] = {
     "step.failed": _RUNNING,
     "step.cancel_requested": _RUNNING,
     "step.cancelled": _RUNNING,
-    "step.skipped": _RUNNING,
+    "step.skipped": _OPEN,
     "llm.called": _RUNNING,
     "timer.fired": _ASKING,
     "run.completed": _OPEN,

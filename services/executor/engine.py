@@ -27,6 +27,13 @@ def _may_start(run: Run) -> bool:
     return not run.plan.is_gated or run.is_approved(GATE)
 
 
+def _was_expected(run: Run, event: Event) -> bool:
+    """Whether this is a dispatch after which nothing new can follow: where no limit can be met, a worker has it now."""
+    if event.kind != "step.dispatched" or run.plan is None or not run.plan.is_plain or run.stop is not None:
+        return False
+    return run.steps[event.step].status == "running" and run.plan.by_id[event.step].task is not None
+
+
 class Engine:
     """The executor's mind. Memory grows with active runs only: a run that has ended is forgotten."""
 
@@ -97,7 +104,7 @@ class Engine:
         may_start = event.kind in MAY_START and _may_start(after)
         if may_start and after.plan is not None:
             self._waiting[after.plan.directive.name].setdefault(after.id)
-        if not self.deciding:
+        if not self.deciding or _was_expected(after, event):
             return []
         facts = self._decided(after, touched(event)) if event.kind in CONSEQUENTIAL or after.broken else []
         return facts + self._planned(after) if may_start and not facts else facts

@@ -10,8 +10,7 @@ import subprocess
 import sys
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import msgspec
 
 from shared.append import Appender
 from shared.bus import ApiError, Bus
+from shared.clock import NS_PER_S
 from shared.errors import RemitError, Unavailable
 from shared.ledger import Answer, Question
 from shared.streams import ensure, work_queue
@@ -81,6 +81,13 @@ async def add_task(bus: Bus, name: str, *, timeout_s: int, max_attempts: int = 3
     await bus.kv_put(CONFIG_BUCKET, task_key(name), json.dumps(spec).encode())
 
 
+async def set_lease(bus: Bus, task: str, lease_s: int) -> None:
+    """Another lease for a task's queue."""
+    config = (await bus.api(f"CONSUMER.INFO.{EVENTS}.{worker_consumer(task)}"))["config"]
+    body = {"stream_name": EVENTS, "config": {**config, "ack_wait": lease_s * NS_PER_S}, "action": "update"}
+    await bus.api(f"CONSUMER.CREATE.{EVENTS}.{worker_consumer(task)}", body)
+
+
 class Load:
     """Goals, submitted so that a lost ack does not double one, and what became of them.
 
@@ -138,6 +145,10 @@ class Load:
         """How many runs ended how."""
         return dict(Counter(ends[run] for run in self.runs))
 
+    @property
+    def submitted(self) -> int:
+        return len(self.runs)
+
     async def ended(self) -> bool:
         """Whether every goal has an end in the stream."""
         try:
@@ -168,6 +179,21 @@ async def passed(bus: Bus, seq: int) -> bool:
         return await events_stored(bus) >= seq
     except (Unavailable, ApiError):
         return False
+
+
+async def ticks(bus: Bus, schedule: str) -> dict[int, str]:
+    """What became of each tick of a schedule: its outcome by the second at which it was due."""
+    return {
+        int(subject.rsplit(".", 1)[1]): json.loads(data)["outcome"]
+        for subject, _, _, data in await whole_stream(bus)
+        if subject.startswith(f"schedule.ticked.{schedule}.")
+    }
+
+
+async def every_run_ended(bus: Bus) -> bool:
+    """Whether every goal of the stream has an end, also those of schedules."""
+    messages = await whole_stream(bus)
+    return {seq for subject, seq, _, _ in messages if subject.startswith("goal.submitted")} <= ends_of(messages).keys()
 
 
 async def whole_stream(bus: Bus) -> list[Message]:
@@ -215,6 +241,19 @@ def start_slow_worker(stack: Stack, name: str = "slow-worker") -> None:
     stack.start_as(name, argv, CHAOS_PERFORMED=str(stack.folder / PERFORMED))
 
 
+def performed(stack: Stack) -> list[str]:
+    """The attempts that the outsider's worker has begun: `<run>.<step>.<attempt>` each."""
+    file = stack.folder / PERFORMED
+    return file.read_text().split() if file.exists() else []
+
+
+def minds(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it has begun to listen to SIGTERM; before that it just dies of it."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    [caught] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def children(process: subprocess.Popen[bytes]) -> list[int]:
     """The process ids of its children."""
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
@@ -227,20 +266,6 @@ def kill_worker_child(stack: Stack, name: str = "executor") -> int:
     for pid in found:
         os.kill(pid, signal.SIGKILL)
     return len(found)
-
-
-@contextmanager
-def worker_child_still(stack: Stack, name: str = "executor") -> Iterator[None]:
-    """SIGSTOP of the executor's worker alone, while the block lasts; it may be killed meanwhile."""
-    found = children(stack.processes[name])
-    for pid in found:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in found:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
 
 
 async def digest(bus: Bus) -> dict[str, Any]:

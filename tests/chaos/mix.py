@@ -106,6 +106,15 @@ PLAYBOOKS: dict[str, str] = {
         id = "refund"
         task = "chaos-slow"
     """,
+    "chaos_kept": """
+        [[steps]]
+        id = "make"
+        task = "noop"
+        compensation = "unmake"
+        [[steps]]
+        id = "unmake"
+        task = "noop"
+    """,
     "chaos_decide": """
         [params.n]
         type = "integer"
@@ -206,7 +215,14 @@ PLAYBOOKS: dict[str, str] = {
         inputs = {{ use = {json.dumps(use)} }}
         """
         for name, use in {"some": [10, 10], "unknown": ["unknown"], "all": ["all"], "none": []}.items()
-    ),
+    )
+    + """
+        [[steps]]
+        id = "what_is_left"
+        task = "chaos-tokens"
+        needs = ["some", "unknown", "all", "none"]
+        inputs = { use = ["all"] }
+    """,
     "chaos_greed": """
         [[steps]]
         id = "greedy"
@@ -236,7 +252,10 @@ MIX: tuple[Kind, ...] = (
     *PLAIN,
     _kind("short sleep", _book("sleep", seconds=0.2), *DOZES),
     _kind("fan", FAN, *DOZES),
+    _kind("narrow", {**_book("sleep", seconds=0.3), "directive": "chaos-narrow"}, *DOZES),
+    _kind("narrow, too", {**_book("sleep", seconds=0.4), "directive": "chaos-narrow"}, *DOZES),
     _kind("undo", _book("undo"), "rolled_back"),
+    _kind("nothing to undo", _book("kept"), "succeeded"),
     _kind("decide big", _book("decide", n=9), "succeeded"),
     _kind("decide small", _book("decide", n=1), "succeeded"),
     _kind("wait", _book("wait"), "succeeded"),

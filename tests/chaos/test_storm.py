@@ -5,65 +5,96 @@ under `./remit test --chaos`; its last figures stand in docs/chaos.md.
 """
 
 import asyncio
+import json
+import os
 import random
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from shared.bus import Bus
+from shared.clock import NS_PER_S, rfc3339
+from shared.subjects import CONFIG_BUCKET, schedule_key
 from tests.auditor import tally_void
 from tests.chaos import load
 from tests.chaos.load import Load
-from tests.chaos.mix import LONG_S, MIX
+from tests.chaos.mix import LONG_S, MIX, SLOW_TASK, TOKENS_TASK
 from tests.conftest import until
 from tests.stack import Stack
 
 SECOND = "executor-2"
-SPLIT_S = (0.05, 0.5)
-STILL_S = (1.0, 6.0)
-SHORTLY_STILL_S = (0.3, 1.0)
+EACH_MINUTE = "each-minute"
+STILL_FOR_MOST = 4  # injections; at most so many processes stand still at a time
+PAUSE_S = (0.3, 1.5)  # so they stand still for 1 to 6 seconds
+SHORT_PAUSE_S = (0.1, 0.4)
+GOALS_AT_A_TIME = 6
+FEED_S = 0.3
+PATIENT_LEASE_S = 8  # nobody is killed: a lease that ends because the machine is busy would have a step begun twice
+CALM_GRACE_S = 1.0  # a run that is out of time has ended when its worker ends its process
 GRACE_S = 15.0  # a worker that stood still hears only when it goes on that its step was to end
 
 
 class Storm:
-    """Hurts one process at a time, in a seeded order; all run again when it is over."""
+    """Hurts one process after the other, in a seeded order; what stands still does so while others are hurt."""
 
-    def __init__(self, stack: Stack, chance: random.Random, still_s: tuple[float, float]) -> None:
+    def __init__(self, stack: Stack, chance: random.Random, pause_s: tuple[float, float]) -> None:
         self._stack = stack
         self._chance = chance
-        self._still_s = still_s
+        self._pause_s = pause_s
         self._start = starters(stack)
+        self._still: dict[str, int] = {}  # what stands still, and for how many injections yet
+        self._pids: dict[str, list[int]] = {}
         self.done: list[str] = []
 
     async def injure(self) -> None:
         """One injection, and a pause before the next."""
-        name = self._chance.choice(sorted(self._start))
+        self._go_on()
+        name = self._chance.choice([one for one in sorted(self._start) if one not in self._still])
         how = self._chance.choice(["kill", "kill", "kill", "still", "still", "restart", "worker", "worker still"])
-        still_s = self._chance.uniform(*self._still_s)
         executor = self._chance.choice(["executor", SECOND])
+        for_long = self._chance.randint(1, STILL_FOR_MOST)
+        if how.startswith("worker"):
+            name = f"worker of {executor}"
+            how = "still" if how == "worker still" and name not in self._still else "kill"
+        elif how == "restart" and self._still:
+            how = "kill"  # whoever drains needs the others
         self.done.append(f"{how} {name}")
-        if how == "kill":
-            self._stack.kill(name)
-            await asyncio.to_thread(self._start[name])
-        elif how == "still":
-            self._stack.freeze(name)
-            await asyncio.sleep(still_s)
-            self._stack.thaw(name)
-        elif how == "restart":
-            await asyncio.to_thread(self._stack.stop, name)
-            await asyncio.to_thread(self._start[name])
-        elif how == "worker":
-            self.done[-1] = f"kill worker of {executor}"
+        if how == "still":
+            own = name in self._start
+            whose = self._stack.processes[name if own else executor]
+            self._pids[name] = [whose.pid] if own else load.children(whose)
+            self._signal(name, signal.SIGSTOP)
+            self._still[name] = for_long
+        elif name not in self._start:
             load.kill_worker_child(self._stack, executor)
         else:
-            self.done[-1] = f"still worker of {executor}"
-            with load.worker_child_still(self._stack, executor):
-                await asyncio.sleep(still_s)
-        await asyncio.sleep(self._chance.uniform(*SPLIT_S))
+            await asyncio.to_thread(self._stack.kill if how == "kill" else self._stack.stop, name)
+            await asyncio.to_thread(self._start[name])
+        await asyncio.sleep(self._chance.uniform(*self._pause_s))
+
+    def _go_on(self) -> None:
+        for name in list(self._still):
+            self._still[name] -= 1
+            if not self._still[name]:
+                del self._still[name]
+                self._signal(name, signal.SIGCONT)
+
+    def pass_over(self) -> None:
+        """Everything goes on."""
+        for name in list(self._still):
+            self._still[name] = 1
+        self._go_on()
+
+    def _signal(self, name: str, number: signal.Signals) -> None:
+        for pid in self._pids[name]:
+            with suppress(ProcessLookupError):  # a worker may have been killed meanwhile
+                os.kill(pid, number)
 
 
 def starters(stack: Stack) -> dict[str, Callable[[], None]]:
@@ -79,17 +110,16 @@ def starters(stack: Stack) -> dict[str, Callable[[], None]]:
     }
 
 
-async def over(stack: Stack, bus: Bus, runs: Load, goals: int) -> dict[int, str]:
-    """Every run has ended, once, as its kind may; the record holds; nothing of any step is left."""
+async def over(stack: Stack, bus: Bus, runs: Load, goals: int, *, grace_s: float = GRACE_S) -> None:
+    """Every run has ended, once, as its kind may; nothing of any step is left; the record holds."""
     began_s = time.monotonic()
     await until(runs.ended, within_s=120)
+    await until(lambda: not sleeping(), within_s=grace_s)
     print(f"the last run had ended {time.monotonic() - began_s:.1f} s after the last injection")
     ends = await load.examine(stack, bus)
     print(runs.tally(ends))
     assert runs.wrong(ends) == {}
     assert len(runs.runs) == goals
-    await until(lambda: not sleeping(), within_s=GRACE_S)
-    return ends
 
 
 def sleeping() -> list[int]:
@@ -113,18 +143,19 @@ async def storm(
     *,
     injections: int,
     goals: int,
-    still_s: tuple[float, float] = SHORTLY_STILL_S,
+    pause_s: tuple[float, float] = SHORT_PAUSE_S,
 ) -> None:
     """`goals` runs over the time of `injections`; then every one has ended, once, and the record holds."""
     if SECOND not in stack.processes:
         stack.start_as(SECOND, [sys.executable, "-m", "services.executor"])
     began_s = time.monotonic()
-    weather = Storm(stack, chance, still_s)
+    weather = Storm(stack, chance, pause_s)
     submitting: list[asyncio.Task[None]] = []
     for i in range(injections):
         share = goals * (i + 1) // injections - goals * i // injections
         submitting.append(asyncio.create_task(runs.submit_mix(share)))
         await weather.injure()
+    weather.pass_over()
     print("; ".join(weather.done))
     print(f"{injections} injections in {time.monotonic() - began_s:.0f} s: {dict(Counter(weather.done))}")
     await asyncio.gather(*submitting)
@@ -133,16 +164,71 @@ async def storm(
     print(f"{len(messages)} events; dispatches that did not count: {tally_void(messages)}")
 
 
+class Feed:
+    """Goals of the mix, a few at a time, until `stop`."""
+
+    def __init__(self, runs: Load) -> None:
+        self._runs = runs
+        self._over = asyncio.Event()
+        self._task = asyncio.create_task(self._go())
+
+    async def _go(self) -> None:
+        while not self._over.is_set():
+            await self._runs.submit_mix(GOALS_AT_A_TIME)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), FEED_S)
+
+    async def stop(self) -> int:
+        """No more; how many there were."""
+        self._over.set()
+        await self._task
+        return len(self._runs.runs)
+
+
 async def test_every_kind_of_run_ends_as_it_must(remit: Stack, client: Bus, mixed: Load) -> None:
     """Without any weather, so that what a storm finds is the storm's."""
     await mixed.submit_mix(2 * len(MIX))
-    await over(remit, client, mixed, 2 * len(MIX))
+    await over(remit, client, mixed, 2 * len(MIX), grace_s=CALM_GRACE_S)
+
+
+async def test_a_rolling_restart_loses_and_repeats_nothing(remit: Stack, client: Bus, mixed: Load) -> None:
+    """Each service in turn is asked to end and started again under load, twice; an outsider's worker, too.
+
+    Nobody is killed, so no step is begun twice: the outsider's worker writes down what it begins.
+    """
+    starts = starters(remit)
+    if SECOND not in remit.processes:
+        starts[SECOND]()
+    for task in (SLOW_TASK, TOKENS_TASK):
+        await load.set_lease(client, task, PATIENT_LEASE_S)
+    before = load.performed(remit)
+    feed = Feed(mixed)
+    for name in [name for _ in range(2) for name in starts if name != "nats"]:
+        ended = mixed.submitted + GOALS_AT_A_TIME
+        await until(lambda name=name: load.minds(remit.processes[name]))
+        assert await asyncio.to_thread(remit.stop, name) == 0, f"{name} ended badly: {remit.log(name)[-500:]}"
+        await asyncio.to_thread(starts[name])
+        await until(lambda ended=ended: mixed.submitted >= ended)
+    await over(remit, client, mixed, await feed.stop())
+    begun = Counter(load.performed(remit)[len(before) :])
+    assert {attempt: times for attempt, times in begun.items() if times > 1} == {}
+    messages = await load.whole_stream(client)
+    outside = {
+        ".".join(subject.split(".")[2:])
+        for subject, _, _, data in messages
+        if subject.startswith(("step.completed.", "step.failed.")) and json.loads(data).get("host") == "outside"
+    }
+    mine = {attempt for attempt in outside if int(attempt.split(".")[0]) in mixed.runs}
+    assert len(mine) > 50
+    assert mine <= begun.keys()
+    for task in (SLOW_TASK, TOKENS_TASK):
+        await load.set_lease(client, task, load.LEASE_S)
 
 
 async def test_a_short_storm_leaves_every_run_ended_once(
     remit: Stack, client: Bus, mixed: Load, chance: random.Random
 ) -> None:
-    await storm(remit, client, mixed, chance, injections=12, goals=120)
+    await storm(remit, client, mixed, chance, injections=12, goals=2 * len(MIX))
 
 
 @pytest.mark.chaos
@@ -150,4 +236,24 @@ async def test_a_short_storm_leaves_every_run_ended_once(
 async def test_a_long_storm_leaves_every_run_ended_once(
     remit: Stack, client: Bus, mixed: Load, chance: random.Random
 ) -> None:
-    await storm(remit, client, mixed, chance, injections=120, goals=600, still_s=STILL_S)
+    """A schedule of each minute goes on through it: no tick is passed over, and none runs twice."""
+    began_s = time.time()
+    schedule = {
+        "name": EACH_MINUTE, "cron": "* * * * *", "goal": {"tasks": ["noop"]}, "overlap": "allow", "catch_up": "all",
+        "since": rfc3339(int(began_s * NS_PER_S)),
+    }  # fmt: skip
+    await client.kv_put(CONFIG_BUCKET, schedule_key(EACH_MINUTE), json.dumps(schedule).encode())
+    await storm(remit, client, mixed, chance, injections=150, goals=900, pause_s=PAUSE_S)
+    await until(lambda: ticked_up_to(client, time.time() // 60 * 60))
+    await client.kv_delete(CONFIG_BUCKET, schedule_key(EACH_MINUTE))
+    await until(lambda: load.every_run_ended(client))
+    await load.examine(remit, client)
+    ticks = await load.ticks(client, EACH_MINUTE)
+    first = began_s // 60 * 60 + 60
+    assert list(ticks) == [first + 60 * i for i in range(len(ticks))] and len(ticks) > 1
+    print(f"ticks of each minute: {list(ticks.values())}")
+    assert set(ticks.values()) <= {"ran", "late", "caught_up"}
+
+
+async def ticked_up_to(bus: Bus, due_s: float) -> bool:
+    return max(await load.ticks(bus, EACH_MINUTE), default=0) >= due_s

@@ -5,7 +5,8 @@ from click.testing import CliRunner, Result
 
 from cli.__main__ import COMMANDS, SERVICES, main
 
-NESTED = [("allow", "add"), ("allow", "ls"), ("allow", "rm"), ("allow", "disable"), ("allow", "enable"),
+NESTED = [("proof", "key"), ("proof", "seals"), ("proof", "export"), ("proof", "verify"), ("proof", "check"),
+          ("allow", "add"), ("allow", "ls"), ("allow", "rm"), ("allow", "disable"), ("allow", "enable"),
           ("tasks", "add"), ("tasks", "ls"), ("tasks", "rm"),
           ("directives", "ls"), ("directives", "show"), ("directives", "set"), ("directives", "rm"),
           ("directives", "history"),
