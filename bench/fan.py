@@ -27,7 +27,6 @@ from shared.subjects import CONFIG_BUCKET, EVENTS, directive_key, goal_submitted
 NAME = "bench-fan"
 GOAL = msgspec.json.encode({"playbook": NAME, "directive": NAME})
 ROUNDS = 3
-STEPS_MAX = 1_400  # a plan of more `noop` steps is longer than the 512 KiB that one may have
 
 
 async def run(steps: int, parallel: int, tell: Callable[[str], None]) -> dict[str, Any]:

@@ -50,9 +50,12 @@ def runs(seconds: float, output: str) -> None:
     _print(asyncio.run(run(seconds, talk)), output)
 
 
+FAN_MAX = 1_600  # steps; a plan has 512 KiB at most, and a step of it 306 bytes
+
+
 @bench.command()
-@click.option("--steps", default=1_000, type=click.IntRange(1, 1_400), help="Of the one run.")
-@click.option("--parallel", type=click.IntRange(1, 1_400), help="At a time (default: all).")
+@click.option("--steps", default=1_000, type=click.IntRange(1, FAN_MAX), help="Of the one run.")
+@click.option("--parallel", type=click.IntRange(1, FAN_MAX), help="At a time (default: all).")
 @OUTPUT
 @ends_well
 def fan(steps: int, parallel: int | None, output: str) -> None:
