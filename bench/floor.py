@@ -1,9 +1,10 @@
 """The floor: what three bare nats-py processes can pass through the same NATS, and nothing else.
 
-`python -m bench.floor planner|executor|worker` is one role. They pass the eight messages of a three-step run (goal,
-plan, 3 × dispatched and completed) in the fastest forms known: publishes acknowledged on one wildcard inbox, a pull
-request always outstanding, create-only appends, acks on the work queues. No validation, no state, no recovery; the
-payloads are as long as Remit's own were in the same bench. This is the only file outside shared/ that imports nats.
+`python -m bench.floor planner|executor|worker` is one role. They pass the messages of a run (goal, plan, and for each
+step dispatched and completed: eight of three steps) in the fastest forms known: publishes acknowledged on one wildcard
+inbox, a pull request always outstanding, create-only appends, acks on the work queues. No validation, no state, no
+recovery; the payloads are as long as Remit's own were in the same bench. This is the only file outside shared/ that
+imports nats.
 """
 
 import asyncio
@@ -17,17 +18,18 @@ import uvloop
 
 STREAM = "FLOOR"
 CREATE_ONLY = {"Nats-Expected-Last-Subject-Sequence": "0"}
-STEPS = 3
 NS = 1_000_000_000
 
 
 class Sizes(msgspec.Struct):
-    """Bytes of each kind of payload."""
+    """Bytes of each kind of payload, the steps of a run, and how many of them are under way at a time."""
 
     goal: int
     plan: int
     dispatched: int
     completed: int
+    steps: int = 3
+    width: int = 1
 
 
 class Publisher:
@@ -108,13 +110,11 @@ async def role(url: str, name: str, sizes: Sizes) -> None:
     async def on_event(message: Any) -> None:
         parts = message.subject.split(".")
         if parts[0] == "floorplan":
-            await publisher.publish(f"floorstep.dispatched.{parts[2]}.noop-1.1.noop", payload["dispatched"])
+            first, last = 1, min(sizes.width, sizes.steps)
         else:
-            step = int(parts[3].rsplit("-", 1)[1])
-            if step < STEPS:
-                await publisher.publish(
-                    f"floorstep.dispatched.{parts[2]}.noop-{step + 1}.1.noop", payload["dispatched"]
-                )
+            first = last = int(parts[3].rsplit("-", 1)[1]) + sizes.width
+        for step in range(first, min(last, sizes.steps) + 1):
+            await publisher.publish(f"floorstep.dispatched.{parts[2]}.noop-{step}.1.noop", payload["dispatched"])
 
     async def on_dispatched(message: Any) -> None:
         _, _, run, step, attempt, _ = message.subject.split(".")

@@ -6,6 +6,7 @@ import time
 
 import msgspec
 
+from bench.floor import STREAM, Sizes
 from shared.append import Appender
 from shared.bus import Bus
 from shared.pull import Reader
@@ -33,6 +34,12 @@ class Client:
         self._slots = asyncio.Semaphore(0)
         self._ended = 0
         self._came = asyncio.Event()
+
+    @classmethod
+    def of_floor(cls, bus: Bus, appender: Appender, sizes: Sizes) -> "Client":
+        """A run of the floor is over with its last step."""
+        last = f"floorstep.completed.*.noop-{sizes.steps}.1"
+        return cls(bus, appender, STREAM, "floorgoal.submitted", b"g" * sizes.goal, last)
 
     async def start(self, start_seq: int) -> "Client":
         self._reader = await Reader(

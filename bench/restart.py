@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from bench.processes import cpu_s
 from bench.runs import SERVICES
 from cli.keeper import Keeper, until_ready
 from cli.stack import environment
@@ -52,9 +53,17 @@ async def run(runs: int, tell: Callable[[str], None]) -> dict[str, Any]:
             run_id = await appender.append(goal_submitted(), goal, headers=None)
             await started.until_subject(run_started(run_id))
             took_s = time.perf_counter() - killed_s
+            used_s = cpu_s(keeper.pids()["executor"])
             await started.stop()
             await bus.close()
-            return {"active_runs": runs, "events": events, "seconds_to_next_decision": round(took_s, 3)}
+            return {
+                "active_runs": runs,
+                "events": events,
+                "seconds_to_next_decision": round(took_s, 3),
+                "successor_cpu_s": round(
+                    used_s, 3
+                ),  # of these seconds; what else passes is waiting, for the keeper, too
+            }
         finally:
             await keeper.stop()
 

@@ -5,10 +5,11 @@ every event also lands in DuckDB before the measurement ends.
 """
 
 import asyncio
+import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,35 +38,43 @@ async def run(seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="remit-bench-") as folder:
         where = Path(folder)
         keeper = Keeper(where, tell)
-        roles: list[asyncio.subprocess.Process] = []
         try:
             url = await keeper.start_nats(0)
             await keeper.start_services(SERVICES, {**environment(url, where, "bench", 0), "REMIT_LOG_LEVEL": "warning"})
             bus = await until_ready(url, SERVICES)
             appender = await Appender(bus).start()
-            sizes = await _sizes(bus, appender)
-            await bus.api(
-                f"STREAM.CREATE.{STREAM}",
-                {"name": STREAM, "subjects": ["floorgoal.>", "floorplan.>", "floorstep.>"], "storage": "file"},
-            )
-            for role in ("planner", "executor", "worker"):
-                argv = (sys.executable, "-m", "bench.floor", url, role, msgspec.json.encode(sizes).decode())
-                roles.append(await asyncio.create_subprocess_exec(*argv))
-            figures = await _measure(bus, appender, sizes, seconds, tell)
+            sizes = await lengths(bus, appender, GOAL)
+            async with floor(bus, url, sizes):
+                figures = await _measure(bus, appender, sizes, seconds, tell)
             await bus.close()
             return figures
         finally:
-            for process in roles:
-                process.terminate()
-                await process.wait()
             await keeper.stop()
 
 
-async def _sizes(bus: Bus, appender: Appender) -> Sizes:
+@contextlib.asynccontextmanager
+async def floor(bus: Bus, url: str, sizes: Sizes) -> AsyncIterator[None]:
+    """The floor's stream and its three processes."""
+    subjects = ["floorgoal.>", "floorplan.>", "floorstep.>"]
+    await bus.api(f"STREAM.CREATE.{STREAM}", {"name": STREAM, "subjects": subjects, "storage": "file"})
+    roles: list[asyncio.subprocess.Process] = []
+    try:
+        for role in ("planner", "executor", "worker"):
+            argv = (sys.executable, "-m", "bench.floor", url, role, msgspec.json.encode(sizes).decode())
+            roles.append(await asyncio.create_subprocess_exec(*argv))
+        yield
+    finally:
+        for process in roles:
+            process.terminate()
+            await process.wait()
+
+
+async def lengths(bus: Bus, appender: Appender, goal: bytes) -> Sizes:
     """Run one goal and see how long Remit's payloads are, so that the floor's are as long."""
-    run_id = await appender.append(goal_submitted(), GOAL, headers=None)
+    run_id = await appender.append(goal_submitted(), goal, headers=None)
     while not (story := await read_story(bus, run_id)).run.ended:
         await asyncio.sleep(0.05)
+    assert story.run.status == "succeeded", story.run.reason
     length = {told.event.kind: len(told.data) for told in story.told}
     return Sizes(length["goal.submitted"], length["plan.created"], length["step.dispatched"], length["step.completed"])
 
@@ -73,19 +82,17 @@ async def _sizes(bus: Bus, appender: Appender) -> Sizes:
 async def _measure(
     bus: Bus, appender: Appender, sizes: Sizes, seconds: float, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    floor = await Client(
-        bus, appender, STREAM, "floorgoal.submitted", b"g" * sizes.goal, "floorstep.completed.*.noop-3.1"
-    ).start(1)
+    under = await Client.of_floor(bus, appender, sizes).start(1)
     remit = await Client(bus, appender, EVENTS, goal_submitted(), GOAL, "run.completed.>").start(
         await last_seq(bus) + 1
     )
     tell("warming up")
-    await floor.saturated(WARM_S)
+    await under.saturated(WARM_S)
     await remit.saturated(WARM_S)
     floor_rounds, remit_rounds, folded, fold_s = [], [], 0, 0.0
     for number in range(1, ROUNDS + 1):
         tell(f"round {number} of {ROUNDS}: the floor")
-        floor_rounds.append(await floor.saturated(seconds / ROUNDS))
+        floor_rounds.append(await under.saturated(seconds / ROUNDS))
         tell(f"round {number} of {ROUNDS}: Remit")
         await ask(bus, "status", Question(min_seq=await last_seq(bus)))
         before, began_s = await last_seq(bus), time.perf_counter()
@@ -96,10 +103,10 @@ async def _measure(
     tell("one at a time")
     floor_ms, remit_ms = [], []
     for _ in range(4):  # alternating, for the same reason
-        floor_ms += await floor.alone(50)
+        floor_ms += await under.alone(50)
         remit_ms += await remit.alone(50)
     a, b = measured(floor_rounds, floor_ms), measured(remit_rounds, remit_ms)
-    await floor.stop()
+    await under.stop()
     await remit.stop()
     return {
         "floor_runs_s": round(a.runs_s, 1),

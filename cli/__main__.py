@@ -27,7 +27,13 @@ COMMANDS = {
     "report": ("cli.runs", "report"),
     "artifacts": ("cli.runs", "artifacts"),
     "events": ("cli.runs", "events"),
-    "tokens": ("cli.runs", "tokens"),
+    "replay": ("cli.replay", "replay"),
+    "audit": ("cli.audit", "audit"),
+    "proof": ("cli.proof", "proof"),
+    "tokens": ("cli.reports", "tokens"),
+    "usage": ("cli.reports", "usage"),
+    "daily": ("cli.reports", "daily"),
+    "sql": ("cli.reports", "sql"),
     "hosts": ("cli.runs", "hosts"),
     "allow": ("cli.fleet", "allow"),
     "tasks": ("cli.fleet", "tasks"),
@@ -38,7 +44,7 @@ COMMANDS = {
     "bench": ("cli.bench", "bench"),
     "test": ("cli.__main__", "test"),
 }
-SERVICES = ("planner", "executor", "registry", "gateway", "gpu-agent", "log-agent")
+SERVICES = ("planner", "executor", "registry", "sealer", "gateway", "gpu-agent", "log-agent")
 
 
 class Lazy(click.Group):

@@ -51,6 +51,18 @@ def runs(seconds: float, output: str) -> None:
 
 
 @bench.command()
+@click.option("--steps", default=1_000, type=click.IntRange(1, 1_400), help="Of the one run.")
+@click.option("--parallel", type=click.IntRange(1, 1_400), help="At a time (default: all).")
+@OUTPUT
+@ends_well
+def fan(steps: int, parallel: int | None, output: str) -> None:
+    """One run of many parallel noop steps, beside three bare nats-py processes that pass the same messages."""
+    from bench.fan import run
+
+    _print(asyncio.run(run(steps, min(parallel or steps, steps), talk)), output)
+
+
+@bench.command()
 @click.option("--events", default=1_000_000, type=click.IntRange(1_000, 100_000_000), help="How many to fold.")
 @OUTPUT
 @ends_well
@@ -62,12 +74,34 @@ def fold(events: int, output: str) -> None:
 
 
 @bench.command()
+@click.option("--runs", default=100_000, type=click.IntRange(100, 10_000_000), help="In the file.")
+@OUTPUT
+@ends_well
+def ask(runs: int, output: str) -> None:
+    """Every listed question over a large ledger, while a fold goes on writing into it: the 95th percentile of each."""
+    from bench.ask import run
+
+    _print(run(runs, talk), output)
+
+
+@bench.command()
 @click.option("--runs", default=10_000, type=click.IntRange(1, 1_000_000), help="Active ones to take up.")
 @OUTPUT
 @ends_well
 def restart(runs: int, output: str) -> None:
     """kill -9 of the only executor with many active runs: seconds until the next decision."""
     from bench.restart import run
+
+    _print(asyncio.run(run(runs, talk)), output)
+
+
+@bench.command()
+@click.option("--runs", default=100_000, type=click.IntRange(50, 10_000_000), help="To be finished.")
+@OUTPUT
+@ends_well
+def memory(runs: int, output: str) -> None:
+    """What finished runs leave in the executor's memory: nothing."""
+    from bench.memory import run
 
     _print(asyncio.run(run(runs, talk)), output)
 

@@ -19,7 +19,7 @@ import msgspec
 from shared.bus import Bus, connect
 from shared.errors import RemitError, Unavailable
 
-SERVICES = ("planner", "executor", "registry", "log-agent", "gpu-agent", "gateway")
+SERVICES = ("planner", "executor", "registry", "sealer", "log-agent", "gpu-agent", "gateway")
 NATS_READY_S = 15.0
 DRAIN_S = 20.0
 AGAIN_S = 0.5  # the first pause before a dead service is started again; doubled up to
@@ -149,9 +149,10 @@ class Keeper:
             if self._stopping:
                 return
             lived_s = time.monotonic() - began_s
-            pause_s = AGAIN_S if lived_s > STEADY_S else min(pause_s * 2, AGAIN_MAX_S)
+            pause_s = AGAIN_S if lived_s > STEADY_S else pause_s
             self._tell(f"{service} ended ({code}); starting it again (log: {self.logs / (service + '.log')})")
             await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, AGAIN_MAX_S)
 
     async def stop_services(self) -> None:
         """Let the services drain and end; NATS stays."""

@@ -214,21 +214,6 @@ def _json(content: bytes) -> Any:
 @click.command()
 @common
 @ends_well
-def tokens(output: str) -> None:
-    """Show what language models' calls used, by day and model."""
-    answer = with_bus(lambda bus: ask(bus, "tokens", Question(limit=1000)))
-    if output == "json":
-        data({"total": answer.more["total"], "rows": answer.rows})
-        return
-    table(answer.rows, ("day", "model", "calls", "unknown_calls", "input_tokens", "output_tokens"))
-    total = answer.more["total"]
-    unknown = f" ({total['unknown_calls']} of unknown usage)" if total["unknown_calls"] else ""
-    talk(f"{total['calls']} calls{unknown}: {total['input_tokens']} tokens in, {total['output_tokens']} out")
-
-
-@click.command()
-@common
-@ends_well
 def hosts(output: str) -> None:
     """List the hosts whose agents answer now, and those that have worked."""
 

@@ -147,6 +147,7 @@ _HELP = {
     "planner": "Run the planner alone: goals in, plans out.",
     "executor": "Run an executor alone: decides and performs tasks. Any number may run, anywhere.",
     "registry": "Run the registry alone: every event into DuckDB under --data-dir.",
+    "sealer": "Run the sealer alone: it signs what the stream holds, with a key under --data-dir.",
     "gateway": "Run the HTTP gateway alone.",
     "gpu-agent": "Run this host's GPU agent alone.",
     "log-agent": "Run this host's log agent alone.",
@@ -168,13 +169,34 @@ def _service(name: str) -> click.Command:
         type=click.Choice([str(count) for count in REPLICAS]),
         help=f"{REPLICAS_HELP}  [env var: REMIT_REPLICAS; default: 1]",
     )
+    @click.option(
+        "--slots",
+        type=click.IntRange(1, 1_000),
+        hidden=name != "executor",
+        help="Steps at a time on this host, of all tasks together.  [env var: REMIT_SLOTS; default: 16]",
+    )
+    @click.option(
+        "--file",
+        type=click.Path(path_type=Path),
+        hidden=name != "registry",
+        help="Of a registry that is a replica and answers nobody.",
+    )
     @nats_option
-    def run(host: str | None, data_dir: Path | None, http: str | None, replicas: str | None) -> None:
+    def run(
+        host: str | None,
+        data_dir: Path | None,
+        http: str | None,
+        replicas: str | None,
+        slots: int | None,
+        file: Path | None,
+    ) -> None:
         for variable, value in (
+            ("REMIT_REGISTRY_FILE", str(file.absolute()) if file else None),
             ("REMIT_HOST", host),
             ("REMIT_DATA_DIR", str(data_dir.absolute()) if data_dir else None),
             ("REMIT_HTTP", http),
             ("REMIT_REPLICAS", replicas),
+            ("REMIT_SLOTS", str(slots) if slots else None),
         ):
             if value:
                 os.environ[variable] = value

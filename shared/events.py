@@ -14,7 +14,7 @@ import msgspec
 from shared.plan import GATE, PLAN_STEPS_MAX, Count, Goal, Plan, hash_of, wait_problem
 from shared.plan import Artifact as Artifact
 from shared.status import RunStatus, StepStatus
-from shared.subjects import RUN_DIGITS_MAX, is_principal, is_schedule_name, is_step_id
+from shared.subjects import RUN_DIGITS_MAX, is_principal, is_schedule_name, is_step_id, size_of_seal
 
 OUTPUTS_BYTES_MAX = 65_536  # what a step hands to later steps; anything big is an artifact
 ATTEMPT_MAX = 1_000
@@ -239,6 +239,23 @@ class ScheduleTicked(msgspec.Struct, frozen=True, kw_only=True):
     goal: dict[str, Any] | None = None
 
 
+class AuditSealed(msgspec.Struct, frozen=True, kw_only=True):
+    """A signed head of the stream's Merkle tree: the first `size` messages, and where each run stood (docs/audit.md).
+
+    Hashes, key and signature are in hex; `previous` is the size of the head before, `at` the stamp of message `size`.
+    """
+
+    size: Count
+    root: str
+    heads: str
+    runs: Count
+    previous: Count
+    at: str
+    stream: str
+    key: str
+    signature: str
+
+
 class Unreadable(msgspec.Struct, frozen=True):
     """What lies on an engine subject and is not that event; it is kept, counted, and means nothing."""
 
@@ -266,6 +283,7 @@ Body = (
     | TimerFired
     | RunCompleted
     | ScheduleTicked
+    | AuditSealed
     | Unreadable
 )
 
@@ -295,8 +313,10 @@ _DECODERS: dict[str, tuple[Callable[[bytes], Any], int, int]] = {
 }
 # What belongs to a schedule and to no run: the third token is a name, `Event.run` is 0.
 OF_SCHEDULES: dict[str, type] = {"schedule.ticked": ScheduleTicked, "timer.fired": TimerFired}
-_SCHEDULE_DECODERS: dict[str, Callable[[bytes], Any]] = {
-    kind: msgspec.json.Decoder(struct).decode for kind, struct in OF_SCHEDULES.items()
+# What is said of the stream itself; the third token is no run's.
+OF_THE_STREAM: dict[str, type] = {"audit.sealed": AuditSealed}
+_DECODERS_OF_NO_RUN: dict[str, Callable[[bytes], Any]] = {
+    kind: msgspec.json.Decoder(struct).decode for kind, struct in (OF_SCHEDULES | OF_THE_STREAM).items()
 }
 TICK_DIGITS_MAX = 11
 PLAN_CACHED_BYTES_MAX = 16_384
@@ -343,6 +363,7 @@ _ATTEMPT_KINDS = frozenset(
 _STEP_KINDS = frozenset(
     ("step.skipped", "llm.called", "approval.requested", "approval.granted", "approval.rejected", "approval.expired")
 )
+_is_step_id = lru_cache(maxsize=4096)(is_step_id)  # few names, said again and again
 _WITH_STEP = _ATTEMPT_KINDS | _STEP_KINDS
 _BY_PRINCIPAL = frozenset(("run.cancel_requested", "approval.granted", "approval.rejected"))
 
@@ -381,39 +402,40 @@ def read(subject: str, seq: int, at_ns: int, data: bytes) -> Event:
     run = _number(parts[2], RUN_DIGITS_MAX) if len(parts) > 2 else 0
     known = _DECODERS.get(kind)
     if known is None or run == 0:
-        return _of_schedule(parts, Event(seq, at_ns, kind, run, None), data)
+        return _of_no_run(parts, Event(seq, at_ns, kind, run, None), data)
     decode, least, most = known
     rest = len(parts) - 3
     event = Event(seq, at_ns, kind, run, None)
     if not least <= rest <= most or run >= seq:
         event.body = Unreadable("the subject has the wrong tokens for its kind")
         return event
-    if kind in _ATTEMPT_KINDS:
-        event.step, event.attempt = parts[3], _number(parts[4], 4)
-        if rest > 2:
-            event.tail = ".".join(parts[5:])
-    elif kind in _STEP_KINDS:
+    if kind in _WITH_STEP:
         event.step = parts[3]
-        if rest > 1:
+        if not _is_step_id(parts[3]):
+            event.body = Unreadable("the subject's step is none")
+            return event
+        if kind in _ATTEMPT_KINDS:
+            event.attempt = _number(parts[4], 4)
+            if rest > 2:
+                event.tail = parts[5] if rest == 3 else ".".join(parts[5:])
+        elif rest > 1:
             event.tail = parts[4]
     elif rest:
         event.tail = ".".join(parts[3:])
-    if kind in _WITH_STEP and not is_step_id(event.step):
-        event.body = Unreadable("the subject's step is none")
-        return event
     if event.tail and kind in _BY_PRINCIPAL and not is_principal(event.tail):
         event.body = Unreadable("no principal can be read from the subject")
         return event
     try:
-        data.decode()  # msgspec passes over broken text in fields that it skips, and not every store would
+        if not data.isascii():
+            data.decode()  # msgspec passes over broken text in fields that it skips, and not every store would
         event.body = decode(data)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         event.body = Unreadable(str(error)[:300])
     return event
 
 
-def _of_schedule(parts: list[str], event: Event, data: bytes) -> Event:
-    """A schedule's tick or alarm; every other subject without a run is nobody's."""
+def _of_no_run(parts: list[str], event: Event, data: bytes) -> Event:
+    """A schedule's tick or alarm, or a seal; every other subject without a run is nobody's."""
     if event.kind == "timer.fired" and len(parts) == 4 and parts[2] == "schedule" and is_schedule_name(parts[3]):
         event.tail = parts[3]
     elif (
@@ -423,17 +445,20 @@ def _of_schedule(parts: list[str], event: Event, data: bytes) -> Event:
         and _number(parts[3], TICK_DIGITS_MAX)
     ):
         event.tail = f"{parts[2]}.{parts[3]}"
+    elif event.kind == "audit.sealed" and len(parts) == 3 and size_of_seal(parts[2]):
+        event.tail = parts[2]
     else:
         event.body = Unreadable("no event of Remit has this subject")
         return event
     try:
         data.decode()
-        event.body = _SCHEDULE_DECODERS[event.kind](data)
+        event.body = _DECODERS_OF_NO_RUN[event.kind](data)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         event.body = Unreadable(str(error)[:300])
     return event
 
 
+@lru_cache(maxsize=4096)  # the events of a run follow each other closely, and most attempts are the first
 def _number(text: str, digits_max: int) -> int:
     """A positive number in its only spelling (no sign, no leading zero), or 0."""
     if len(text) > digits_max or not text.isascii() or not text.isdigit() or text[0] == "0":

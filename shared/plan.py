@@ -6,6 +6,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -241,6 +242,45 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return len(self.steps) <= min(limits) and not any(
             step.approval or step.uses_tokens or step.compensation or step.when for step in self.steps
         )
+
+    # What follows is for `run_tally`: a step is named by its place in the plan, a set of steps is an int.
+
+    @cached_property
+    def place_of(self) -> dict[str, int]:
+        return {step.id: place for place, step in enumerate(self.steps)}
+
+    @cached_property
+    def needs_of(self) -> list[int]:
+        """By place: the steps that the one there needs."""
+        return [self._set(step.needs) for step in self.steps]
+
+    @cached_property
+    def needed_by(self) -> list[list[int]]:
+        """By place: the places of those that need the one there."""
+        found: list[list[int]] = [[] for _ in self.steps]
+        for place, step in enumerate(self.steps):
+            for need in set(step.needs):
+                found[self.place_of[need]].append(place)
+        return found
+
+    @cached_property
+    def undoing(self) -> int:
+        """`compensations`, as a set of places."""
+        return self._set(self.compensations)
+
+    @cached_property
+    def for_workers(self) -> int:
+        return self._set(step.id for step in self.steps if step.task)
+
+    @cached_property
+    def using_tokens(self) -> int:
+        return self._set(step.id for step in self.steps if step.uses_tokens)
+
+    def _set(self, names: Iterable[str]) -> int:
+        bits = 0
+        for name in names:
+            bits |= 1 << self.place_of[name]
+        return bits
 
     @property
     def is_gated(self) -> bool:

@@ -20,6 +20,7 @@ from shared.run_state import Approval as Approval
 from shared.run_state import Run as Run
 from shared.run_state import StepState as StepState
 from shared.run_state import Stop as Stop
+from shared.run_tally import counted
 from shared.status import RUN_ENDS, STEP_ENDS
 
 EARLY_MAX = 10_000
@@ -45,7 +46,7 @@ LEGAL: dict[str, frozenset[str]] = {
     "step.failed": _RUNNING,
     "step.cancel_requested": _RUNNING,
     "step.cancelled": _RUNNING,
-    "step.skipped": _RUNNING,
+    "step.skipped": _OPEN,
     "llm.called": _RUNNING,
     "timer.fired": _ASKING,
     "run.completed": _OPEN,
@@ -96,6 +97,14 @@ def evolve(run: Run, event: Event) -> Run:
     return _APPLY[event.kind](run, event)
 
 
+def touched(event: Event) -> str:
+    """The one step whose state this event may change; "" when it may be several, or is none."""
+    if event.kind != "timer.fired":
+        return event.step
+    what, _, rest = event.tail.partition(".")
+    return rest if what == "approval" else rest.partition(".")[0]
+
+
 def refusal(run: Run, event: Event) -> str:
     """Why `evolve` left the run as it was, for a person."""
     if event.kind not in LEGAL:
@@ -144,7 +153,8 @@ def _planned(run: Run, event: Event) -> Run:
             artifacts=left.artifacts,
             reused_from=plan.retry_of or 0,
         )
-    return replace(run, plan=plan, steps=steps, planned_ns=event.at_ns, at_ns=event.at_ns)
+    tally = counted(plan, steps)
+    return replace(run, plan=plan, steps=steps, tally=tally, planned_ns=event.at_ns, at_ns=event.at_ns)
 
 
 def _queued(run: Run, event: Event) -> Run:
@@ -188,7 +198,8 @@ def _run_completed(run: Run, event: Event) -> Run:
         name: state if state.status in STEP_ENDS else replace(state, status="skipped", ended_ns=event.at_ns)
         for name, state in run.steps.items()
     }
-    return replace(run, status=status, reason=reason, steps=steps, at_ns=event.at_ns, ended_ns=event.at_ns)
+    tally = replace(run.tally, open=0, running=0, due=0, reserved=0)
+    return replace(run, status=status, reason=reason, steps=steps, tally=tally, at_ns=event.at_ns, ended_ns=event.at_ns)
 
 
 _NEW_STEP = StepState()

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from shared.clock import NS_PER_S, parse_ns
 from shared.events import ApprovalGranted, ApprovalRejected, ApprovalRequested, Event, Unreadable
 from shared.plan import GATE
-from shared.run_state import Approval, Run, Stop
+from shared.run_state import Approval, Run, Stop, with_step
 from shared.subjects import BY_SCHEDULE
 
 ANONYMOUS = "somebody"  # how a reason names who used the bare subject
@@ -49,7 +49,7 @@ def requested(run: Run, event: Event) -> Run:
     state = run.steps[event.step]
     if state.status != "pending":
         return run
-    return replace(run, steps={**run.steps, event.step: replace(state, status="awaiting_approval")})
+    return with_step(run, event, event.step, replace(state, status="awaiting_approval"))
 
 
 def refusal(run: Run, event: Event) -> str:
@@ -106,7 +106,7 @@ def answered(run: Run, event: Event) -> Run:
     state = run.steps[event.step]
     if state.status != "awaiting_approval":
         return run
-    return replace(run, steps={**run.steps, event.step: replace(state, status="pending")})
+    return with_step(run, event, event.step, replace(state, status="pending"))
 
 
 def expired(run: Run, event: Event, step: str) -> Run:

@@ -1,35 +1,14 @@
 """What a fold knows of a run: plain, immutable data, and what follows from it by counting."""
 
-from typing import Any
-
 import msgspec
+from msgspec.structs import replace
 
 from shared.clock import NS_PER_S
-from shared.events import Artifact, PlanCreated, Tokens
+from shared.events import Event, PlanCreated, Tokens
 from shared.plan import Step
-from shared.status import RUN_ENDS, ApprovalStatus, RunStatus, StepStatus
-
-
-class StepState(msgspec.Struct, frozen=True):
-    """Where one step stands. Stamps are nanoseconds of the stream; `attempt` counts those dispatched."""
-
-    status: StepStatus = "pending"
-    attempt: int = 0
-    dispatched_ns: int = 0
-    ended_ns: int = 0
-    error: str = ""
-    message: str = ""
-    host: str | None = None
-    outputs: dict[str, Any] = {}
-    artifacts: list[Artifact] = []
-    grant: int = 0  # tokens that the running attempt may spend
-    spent: int = 0  # of its grant, as reported, or all of it when a call's usage was not
-    taken: int = 0  # an attempt whose dispatch cannot be said any more, because a stranger has
-    cause: str = ""  # why it was skipped, for programs
-    not_before_ns: int = 0  # it rests until then before it is tried again
-    is_due: bool = False  # the time that a wait step waits for has come
-    cancel_ns: int = 0  # its worker was asked to end it
-    reused_from: int = 0  # the run whose result stands for its own
+from shared.run_tally import StepState as StepState
+from shared.run_tally import Tally, moved
+from shared.status import RUN_ENDS, ApprovalStatus, RunStatus
 
 
 class Approval(msgspec.Struct, frozen=True):
@@ -62,6 +41,7 @@ class Run(msgspec.Struct, frozen=True):
     reason: str = ""
     plan: PlanCreated | None = None
     steps: dict[str, StepState] = {}
+    tally: Tally = Tally()  # of these steps
     approvals: dict[str, Approval] = {}  # by step; that of the whole run by `run`
     planned_ns: int = 0
     started_ns: int = 0
@@ -106,23 +86,28 @@ class Run(msgspec.Struct, frozen=True):
     @property
     def reserved(self) -> int:
         """Tokens that running steps may still spend."""
-        return sum(max(0, state.grant - state.spent) for state in self.steps.values() if state.status == "running")
+        return self.tally.reserved
 
     @property
     def tokens_free(self) -> int:
         """Tokens that are neither charged nor reserved."""
         assert self.plan is not None
-        return self.plan.budgets.token_budget - self.charged - self.reserved
+        return self.plan.budgets.token_budget - self.charged - self.tally.reserved
 
     @property
     def steps_used(self) -> int:
         """Steps that count against `max_steps`: each that was dispatched, once. Undoing is never too expensive."""
         assert self.plan is not None
-        undoing = self.plan.compensations
-        return sum(1 for name, state in self.steps.items() if state.attempt and name not in undoing)
+        return (self.tally.tried & ~self.plan.undoing).bit_count()
 
     @property
     def parallel(self) -> int:
         """Steps that a worker has in hand."""
-        by_id = self.plan.by_id if self.plan else {}
-        return sum(1 for name, state in self.steps.items() if state.status == "running" and by_id[name].task)
+        return (self.tally.running & self.plan.for_workers).bit_count() if self.plan else 0
+
+
+def with_step(run: Run, event: Event, step: str, state: StepState) -> Run:
+    """The run with one step in another state: the only way in which a single step changes."""
+    assert run.plan is not None
+    tally = moved(run.tally, run.plan, step, run.steps[step], state)
+    return replace(run, steps={**run.steps, step: state}, tally=tally, at_ns=event.at_ns)

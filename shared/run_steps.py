@@ -21,14 +21,9 @@ from shared.events import (
     Unreadable,
 )
 from shared.run_approvals import expired
-from shared.run_state import Run, StepState, Stop
-from shared.status import STEP_ENDS
+from shared.run_state import Run, StepState, Stop, with_step
 
 WAITING = ("pending", "awaiting_approval")
-
-
-def _with(run: Run, event: Event, step: str, state: StepState) -> Run:
-    return replace(run, steps={**run.steps, step: state}, at_ns=event.at_ns)
 
 
 def _running(run: Run, event: Event) -> StepState | None:
@@ -45,7 +40,7 @@ def dispatched(run: Run, event: Event) -> Run:
     if event.tail != (f"{step.performs}.{step.host}" if step.host else step.performs):
         return run  # the executor's own subject names the plan's task and is still free
     if state.status == "running":
-        return _with(run, event, event.step, replace(state, taken=event.attempt))
+        return with_step(run, event, event.step, replace(state, taken=event.attempt))
     if state.status not in WAITING:
         return run
     # What holds the attempt's subject and is no dispatch in its time: the attempt is lost, the next has its own.
@@ -58,15 +53,16 @@ def dispatched(run: Run, event: Event) -> Run:
     assert run.plan is not None
     if not run.plan.is_plain and (over := _over(run, event.step, grant)):
         # Not the step's failure: another dispatch stood before this one, and the step waits for its turn again.
-        return _with(run, event, event.step, replace(state, taken=event.attempt, message=over))
+        return with_step(run, event, event.step, replace(state, taken=event.attempt, message=over))
     state = StepState(status="running", attempt=event.attempt, dispatched_ns=event.at_ns, grant=grant)
-    return _with(run, event, event.step, state)
+    return with_step(run, event, event.step, state)
 
 
 def too_early(run: Run, step: str) -> str:
     """Why the plan does not let this step run yet; "" when it does."""
     planned = run.step_plan(step)
-    if run.status != "running" or any(run.steps[need].status not in STEP_ENDS for need in planned.needs):
+    assert run.plan is not None
+    if run.status != "running" or run.plan.needs_of[run.plan.place_of[step]] & run.tally.open:
         return "dispatched before its time"
     if (planned.approval or planned.kind == "approval") and not run.is_approved(step):
         return "dispatched without its approval"
@@ -102,7 +98,7 @@ def completed(run: Run, event: Event) -> Run:
         outputs=body.outputs,
         artifacts=body.artifacts,
     )
-    return _with(run, event, event.step, state)
+    return with_step(run, event, event.step, state)
 
 
 def failed(run: Run, event: Event) -> Run:
@@ -136,7 +132,7 @@ def _lost(
         host=host,
         not_before_ns=event.at_ns + pause_ns if again and pause_ns else 0,
     )
-    return _with(run, event, event.step, state)
+    return with_step(run, event, event.step, state)
 
 
 def cancel_requested(run: Run, event: Event) -> Run:
@@ -144,7 +140,7 @@ def cancel_requested(run: Run, event: Event) -> Run:
     state = _running(run, event)
     if state is None or state.cancel_ns or run.stop is None:
         return run
-    return _with(run, event, event.step, replace(state, cancel_ns=event.at_ns))
+    return with_step(run, event, event.step, replace(state, cancel_ns=event.at_ns))
 
 
 def cancelled(run: Run, event: Event) -> Run:
@@ -163,10 +159,13 @@ def _ended_by_stop(
     run: Run, event: Event, step: str, state: StepState, message: str, *, host: str | None = None
 ) -> Run:
     state = replace(state, status="cancelled", ended_ns=event.at_ns, message=message, host=host)
-    return _with(run, event, step, state)
+    return with_step(run, event, step, state)
 
 
 def skipped(run: Run, event: Event) -> Run:
+    """Whoever has said it, nobody can say it again: it stands, or a run that was to be stopped could never end."""
+    if run.plan is None:
+        return run if run.broken else replace(run, broken="step.skipped was said before the plan", at_ns=event.at_ns)
     state = run.steps.get(event.step)
     if state is None or state.status not in WAITING:
         return run
@@ -176,7 +175,7 @@ def skipped(run: Run, event: Event) -> Run:
     if isinstance(body, StepSkipped):
         reason, cause = body.reason, body.cause
     state = replace(state, status="skipped", ended_ns=event.at_ns, message=reason, cause=cause)
-    return _with(run, event, event.step, state)
+    return with_step(run, event, event.step, state)
 
 
 def called(run: Run, event: Event) -> Run:
@@ -204,8 +203,8 @@ def called(run: Run, event: Event) -> Run:
         budget = run.plan.budgets.token_budget
         why = f"the token budget of {budget} is over: step {event.step} used {beyond} with {charge} left to it"
         stop = stop or Stop("budget_exhausted", why)
-    steps = {**run.steps, event.step: replace(state, spent=state.spent + charge)}
-    return replace(run, tokens=tokens, steps=steps, charged=run.charged + charge, stop=stop, at_ns=event.at_ns)
+    run = replace(run, tokens=tokens, charged=run.charged + charge, stop=stop)
+    return with_step(run, event, event.step, replace(state, spent=state.spent + charge))
 
 
 def fired(run: Run, event: Event) -> Run:
@@ -224,7 +223,7 @@ def fired(run: Run, event: Event) -> Run:
     if state is None or attempt != str(state.attempt):
         return run
     if what == "backoff" and state.status == "pending" and 0 < state.not_before_ns <= event.at_ns:
-        return _with(run, event, step, replace(state, not_before_ns=0))
+        return with_step(run, event, step, replace(state, not_before_ns=0))
     if state.status != "running":
         return run
     if what == "step":
@@ -232,7 +231,7 @@ def fired(run: Run, event: Event) -> Run:
         if event.at_ns >= state.dispatched_ns + timeout_s * NS_PER_S:
             return _overtaken(run, event, step, state, f"no answer within {timeout_s} s")
     elif what == "wait" and not state.is_due and event.at_ns >= wait_ends_ns(run, step, state):
-        return _with(run, event, step, replace(state, is_due=True))
+        return with_step(run, event, step, replace(state, is_due=True))
     elif what == "cancel" and state.cancel_ns and event.at_ns >= state.cancel_ns + CANCEL_PATIENCE_S * NS_PER_S:
         run = _with_charged(run, state)
         return _ended_by_stop(run, event, step, state, "its worker did not answer; it is overtaken")
@@ -255,7 +254,7 @@ def _deadline(run: Run, event: Event) -> Run:
         return run
     assert run.plan is not None
     before = run.stop
-    if before is not None and not any(state.status == "running" for state in run.steps.values()):
+    if before is not None and not run.tally.running:
         return run
     why = f"the time budget of {run.plan.budgets.time_budget_s} s is over"
     run = replace(run, stop=before or Stop("timed_out", why), at_ns=event.at_ns)

@@ -17,7 +17,7 @@ from shared.errors import NotFound, RemitError, Unavailable
 from shared.events import Artifact, Event, Unreadable, read
 from shared.plan import Goal, read_goal
 from shared.run import Early, Run, begin, evolve, refusal
-from shared.subjects import EVENTS, of_run
+from shared.subjects import EVENTS, GOALS, of_run
 
 PAGE_EVENTS = 1_000
 PAGE_BYTES = 8 * 1024 * 1024
@@ -89,6 +89,15 @@ async def read_story(bus: Bus, run: int) -> Story:
         if message[1] > run:
             story.told.append(story.fold(*message))
     return story
+
+
+async def read_messages(bus: Bus, run: int) -> list[Message]:
+    """Every message of the run as it lies in the stream, its goal among them, in stream order. `NotFound` as above."""
+    goal, messages = await asyncio.gather(bus.stored(EVENTS, run), _messages(bus, run))
+    if goal is None or not goal[0].startswith(GOALS[0]):
+        raise NotFound(f"message {run} of the stream is no goal, so there is no run {run}", field="run")
+    subject, at_ns, data = goal
+    return sorted([(subject, run, at_ns, data), *messages], key=lambda message: message[1])
 
 
 async def _messages(bus: Bus, run: int) -> Sequence[Message]:

@@ -200,6 +200,21 @@ def schedule_alarm_fired(name: str) -> str:
 SCHEDULE_ALARMS = "timer.at.schedule.*"
 
 
+# audit.sealed.seal-<size>      <size> is how many messages of the stream the seal covers
+def audit_sealed(size: int) -> str:
+    return f"audit.sealed.seal-{size}"
+
+
+AUDIT_SEALS = "audit.sealed.*"
+_SEAL = re.compile(r"seal-([1-9][0-9]{0,18})")
+
+
+def size_of_seal(name: str) -> int:
+    """The size that the last token of a seal's subject names; 0 for none."""
+    found = _SEAL.fullmatch(name)
+    return int(found[1]) if found else 0
+
+
 BY_SCHEDULE = "schedule_"
 
 

@@ -250,7 +250,8 @@ class Stream:
         seq = len(self.messages) + 1
         self._at_ns += TICK_NS
         if isinstance(body, TimerFired):
-            laid = timer_at(int(subject.split(".")[2]), subject.split(".", 3)[3]) if subject.count(".") > 2 else ""
+            number, _, what = subject.split(".", 2)[2].partition(".")
+            laid = timer_at(int(number), what) if what and number.isdigit() else ""  # a schedule's is not of a run
             self._at_ns = max(self._at_ns, self.timers.get(laid) or self._due_ns(subject))
         self.messages.append((subject, seq, self._at_ns, data))
         self.subjects.add(subject)

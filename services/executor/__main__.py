@@ -11,26 +11,13 @@ import os
 import signal
 import sys
 
-from services.executor.handlers import Handler
 from services.executor.service import Executor
-from services.executor.tasks.gpu_report import gpu_report
-from services.executor.tasks.log_triage import log_triage
-from services.executor.tasks.noop import fail, noop
-from services.executor.tasks.service_map import service_map
-from services.executor.tasks.sleep import sleep
-from services.executor.worker import HANDS_DEFAULT, Worker
 from shared import process
 from shared.append import Appender
 from shared.config import Config, host_name, setting
 
 log = logging.getLogger("remit.executor")
 
-HANDLERS: dict[str, Handler] = {
-    "log_triage": log_triage,
-    "gpu_report": gpu_report,
-    "service_map": service_map,
-    "sleep": sleep,
-}
 SLOTS = {"log_triage": 2, "sleep": 16}  # CPU and memory of a triage are this machine's
 PR_SET_PDEATHSIG = 1
 AGAIN_S = 0.5
@@ -54,10 +41,19 @@ async def work(stop: asyncio.Event) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed decider takes its worker along
     if os.getppid() != int(os.environ.get("REMIT_DECIDER_PID", os.getppid())):
         return  # it died before the line above
+    # Imported by the worker alone: the decider, for which all runs wait after a kill, starts a fifth sooner without.
+    from services.executor.tasks.gpu_report import gpu_report
+    from services.executor.tasks.log_triage import log_triage
+    from services.executor.tasks.noop import fail, noop
+    from services.executor.tasks.service_map import service_map
+    from services.executor.tasks.sleep import sleep
+    from services.executor.worker import HANDS_DEFAULT, Worker
+
+    handlers = {"log_triage": log_triage, "gpu_report": gpu_report, "service_map": service_map, "sleep": sleep}
     bus = await process.connected("worker")
     instants = {"noop": noop, "fail": fail}
     hands = setting("SLOTS", int, HANDS_DEFAULT)
-    worker = Worker(bus, await Appender(bus).start(), host_name(), HANDLERS, SLOTS, instants, hands=hands)
+    worker = Worker(bus, await Appender(bus).start(), host_name(), handlers, SLOTS, instants, hands=hands)
     await worker.start()
     await stop.wait()
     await worker.stop()

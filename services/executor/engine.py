@@ -9,12 +9,12 @@ of waiting is the stream's.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from services.executor.decide import CONSEQUENTIAL, decide
+from services.executor.decide import CONSEQUENTIAL, NOTHING, Known, follow
 from services.executor.performing import Fact
 from services.executor.schedules import Schedules
 from shared.events import Event, RunQueued, RunStarted
 from shared.plan import GATE
-from shared.run import Early, Run, begin, evolve
+from shared.run import Early, Run, begin, evolve, touched
 from shared.subjects import run_queued, run_started
 
 # The events after which a run may be admitted: it is planned, and approved where it has to be.
@@ -25,6 +25,13 @@ def _may_start(run: Run) -> bool:
     if run.plan is None or run.status not in ("pending", "queued") or run.stop is not None or run.broken:
         return False
     return not run.plan.is_gated or run.is_approved(GATE)
+
+
+def _was_expected(run: Run, event: Event) -> bool:
+    """Whether this is a dispatch after which nothing new can follow: where no limit can be met, a worker has it now."""
+    if event.kind != "step.dispatched" or run.plan is None or not run.plan.is_plain or run.stop is not None:
+        return False
+    return run.steps[event.step].status == "running" and run.plan.by_id[event.step].task is not None
 
 
 class Engine:
@@ -39,6 +46,7 @@ class Engine:
         self._waiting: dict[str, dict[int, None]] = defaultdict(dict)  # by directive, in the stream's order
         self._holding: dict[str, dict[int, None]] = defaultdict(dict)  # by directive: started, or said to be
         self._said: dict[int, set[str]] = {}
+        self._known: dict[int, Known] = {}  # the same by steps
         self.early = Early()
         self.schedules = Schedules()  # folded by whoever folds the engine, behind it
 
@@ -96,9 +104,9 @@ class Engine:
         may_start = event.kind in MAY_START and _may_start(after)
         if may_start and after.plan is not None:
             self._waiting[after.plan.directive.name].setdefault(after.id)
-        if not self.deciding:
+        if not self.deciding or _was_expected(after, event):
             return []
-        facts = self._decided(after) if event.kind in CONSEQUENTIAL or after.broken else []
+        facts = self._decided(after, touched(event)) if event.kind in CONSEQUENTIAL or after.broken else []
         return facts + self._planned(after) if may_start and not facts else facts
 
     def _begun(self, run: Run) -> list[Fact]:
@@ -107,8 +115,15 @@ class Engine:
         self.runs[run.id] = run
         return self._decided(run) if run.broken and self.deciding else []
 
-    def _decided(self, run: Run) -> list[Fact]:
-        return self._once(run.id, decide(run, self._said.get(run.id, ())))
+    def _decided(self, run: Run, step: str = "") -> list[Fact]:
+        """What follows from the run, in which this step may be in another state than before."""
+        before = self._known.get(run.id, NOTHING)
+        if step and run.plan is not None and (place := run.plan.place_of.get(step)) is not None:
+            before = before.without(place)
+        facts, after = follow(run, before)
+        if after is not NOTHING:
+            self._known[run.id] = after
+        return self._once(run.id, facts) if facts else facts
 
     def due(self) -> list[Fact]:
         """Every fact that the state calls for: what a new executor says when it has read the stream.
@@ -165,6 +180,7 @@ class Engine:
     def _ended(self, run: Run) -> list[Fact]:
         del self.runs[run.id]
         self._said.pop(run.id, None)
+        self._known.pop(run.id, None)
         if run.plan is None:
             return []
         name = run.plan.directive.name

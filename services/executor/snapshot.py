@@ -13,9 +13,10 @@ import msgspec
 from services.executor import engine, schedules
 from services.executor.engine import Engine
 from services.executor.schedules import Schedules, Standing
-from shared import events, plan, run, run_approvals, run_state, run_steps
+from shared import events, plan, run, run_approvals, run_state, run_steps, run_tally
 from shared.events import PlanCreated
 from shared.run import Run
+from shared.run_tally import Tally, counted
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +36,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 @cache
 def fold_version() -> str:
     """Twelve hex digits over the fold's own source: what another fold has made of the stream is not believed."""
-    modules = (run, run_state, run_steps, run_approvals, events, plan, engine, schedules)
+    modules = (run, run_state, run_tally, run_steps, run_approvals, events, plan, engine, schedules)
     source = "".join(inspect.getsource(module) for module in modules)
     return hashlib.sha256(source.encode()).hexdigest()[:12]
 
@@ -58,7 +59,8 @@ def take(mind: Engine, stream_created: str) -> Snapshot:
 
 def encode(snapshot: Snapshot) -> bytes:
     """Bytes of a snapshot; takes its time, so off the loop."""
-    bare = [msgspec.structs.replace(one, plan=None) for one in snapshot.runs]
+    # A tally follows from its run, and holds longer ints than msgpack has.
+    bare = [msgspec.structs.replace(one, plan=None, tally=Tally()) for one in snapshot.runs]
     return msgspec.msgpack.encode(msgspec.structs.replace(snapshot, runs=bare))
 
 
@@ -70,12 +72,12 @@ def decode(data: bytes, stream_created: str, last_seq: int) -> Engine | None:
         return None
     if snapshot.stream_created != stream_created or snapshot.position > last_seq:
         return None
-    runs = [
-        msgspec.structs.replace(one, plan=snapshot.plans[snapshot.plan_of[one.id]])
-        if one.id in snapshot.plan_of
-        else one
-        for one in snapshot.runs
-    ]
+    runs = []
+    for one in snapshot.runs:
+        if name := snapshot.plan_of.get(one.id):
+            made = snapshot.plans[name]
+            one = msgspec.structs.replace(one, plan=made, tally=counted(made, one.steps))
+        runs.append(one)
     mind = Engine.restored(runs, snapshot.waiting, snapshot.early, position=snapshot.position, at_ns=snapshot.at_ns)
     mind.schedules = Schedules(snapshot.schedules)
     return mind

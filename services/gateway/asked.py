@@ -1,14 +1,14 @@
 """What a request asks for: the run in its path, the words in its query, its body. Each is checked in one place."""
 
 import asyncio
-from typing import TypeVar, get_args
+from typing import TypeVar, cast, get_args
 
 import msgspec
 from aiohttp import web
 
 from services.gateway.problems import Problem
 from shared.errors import Malformed
-from shared.ledger import LIMIT_MAX
+from shared.ledger import LIMIT_MAX, By
 from shared.plan import GOAL_BYTES_MAX, malformed
 from shared.status import ApprovalStatus, RunStatus
 from shared.subjects import RUN_DIGITS_MAX
@@ -26,7 +26,7 @@ def run_of(request: web.Request) -> int:
 
 def number(request: web.Request, name: str, default: int, *, least: int = 0, most: int = SEQ_MAX) -> int:
     """A number of the query, which may stand there once."""
-    text = _word(request, name)
+    text = word(request, name)
     return default if text is None else _number(text, name, least=least, most=most)
 
 
@@ -43,11 +43,19 @@ def approval_status(request: web.Request) -> str | None:
     return _one_of(request, get_args(ApprovalStatus))
 
 
+def by(request: web.Request) -> By | None:
+    """What to sum by, of the query."""
+    found = word(request, "by")
+    if found is not None and found not in get_args(By):
+        raise Malformed(f"{found[:40]!r} is nothing to sum by; there are {', '.join(get_args(By))}", field="by")
+    return cast(By | None, found)
+
+
 def _one_of(request: web.Request, words: tuple[str, ...]) -> str | None:
-    word = _word(request, "status")
-    if word is not None and word not in words:
-        raise Malformed(f"{word[:40]!r} is no status; they are {', '.join(words)}", field="status")
-    return word
+    found = word(request, "status")
+    if found is not None and found not in words:
+        raise Malformed(f"{found[:40]!r} is no status; they are {', '.join(words)}", field="status")
+    return found
 
 
 def last_event_id(request: web.Request) -> int:
@@ -68,7 +76,8 @@ def answered(body: object, *, status: int = 200, headers: dict[str, str] | None 
     return made
 
 
-def _word(request: web.Request, name: str) -> str | None:
+def word(request: web.Request, name: str) -> str | None:
+    """A word of the query, which may stand there once."""
     words = request.query.getall(name, [])
     if len(words) > 1:
         raise Malformed(f"{name} stands in the query {len(words)} times", field=name)

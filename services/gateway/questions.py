@@ -6,15 +6,17 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from services.gateway.asked import answered, limit
+from services.gateway.asked import answered, body, by, limit, word
 from shared import asking
 from shared.bus import Bus, ServiceInfo
+from shared.clock import now
 from shared.errors import Malformed, RemitError, Unavailable
-from shared.ledger import Answer, Question
+from shared.ledger import SELECT_ROWS_MAX, Answer, Question
 from shared.subjects import is_token
 
 AGENTS = ("gpu", "logs")
 REGISTRY_TIMEOUT_S = 8.0  # it waits 5 s itself for events that it has been asked to have
+SQL_TIMEOUT_S = 28.0  # within the 30 s of a request: looking far back is for `remit sql`
 TOKENS_DEFAULT = 100
 
 
@@ -38,17 +40,57 @@ class HostView(msgspec.Struct, kw_only=True):
     last_at: str | None = None
 
 
+class _Sql(msgspec.Struct, kw_only=True):
+    sql: str
+    as_of: int | str | None = None
+    limit: int = 1000
+
+
 class Questions:
-    """The handlers of `/api/tokens` and `/api/hosts`."""
+    """The handlers of `/api/tokens`, `/api/usage`, `/api/daily`, `/api/sql` and `/api/hosts`."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
 
     async def tokens(self, request: web.Request) -> web.Response:
-        """`GET /api/tokens`: what the language models' calls used, by day and model, and in all."""
-        answer = await ask(self._bus, "tokens", Question(limit=limit(request, TOKENS_DEFAULT)))
-        total = answer.more.get("total", {})
-        return answered({"total": total, "tokens": answer.rows, "position": answer.position})
+        """`GET /api/tokens`: what the language models' calls used, by day and model or `by` one thing, and in all.
+
+        `next` is the following page's `page`; the total comes with the first page.
+        """
+        question = Question(
+            by=by(request),
+            since=word(request, "since"),
+            until=word(request, "until"),
+            page=word(request, "page"),
+            limit=limit(request, TOKENS_DEFAULT),
+        )
+        answer = await ask(self._bus, "tokens", question)
+        total = answer.more.get("total")
+        return answered({"total": total, "tokens": answer.rows, "next": answer.next_page, "position": answer.position})
+
+    async def usage(self, request: web.Request) -> web.Response:
+        """`GET /api/usage`: runs and steps by status, durations, retries, and how long answers were waited for."""
+        question = Question(since=word(request, "since"), until=word(request, "until"))
+        answer = await ask(self._bus, "usage", question)
+        return answered({**answer.more, "position": answer.position})
+
+    async def daily(self, request: web.Request) -> web.Response:
+        """`GET /api/daily`: one page for a `day` (UTC, today's by default); failures a page at a time."""
+        question = Question(
+            day=word(request, "day") or now()[:10], page=word(request, "page"), limit=limit(request, TOKENS_DEFAULT)
+        )
+        answer = await ask(self._bus, "daily", question)
+        told = {"failures": answer.rows, "next": answer.next_page, "position": answer.position}
+        return answered({**answer.more, **told})
+
+    async def sql(self, request: web.Request) -> web.Response:
+        """`POST /api/sql`: one select, as of an event or a time where given. `cut` says when rows are missing."""
+        wanted = await body(request, _Sql)
+        if not 1 <= wanted.limit <= SELECT_ROWS_MAX:
+            raise Malformed(f"limit is {wanted.limit}; it must be 1 to {SELECT_ROWS_MAX}", field="limit")
+        question = Question(sql=wanted.sql, as_of=wanted.as_of, limit=wanted.limit)
+        answer = await ask(self._bus, "sql", question, timeout_s=SQL_TIMEOUT_S)
+        return answered({**answer.more, "rows": answer.rows, "position": answer.position})
 
     async def hosts(self, _request: web.Request) -> web.Response:
         """`GET /api/hosts`: agents that answer now, and hosts that have worked. `notes` names what did not answer."""

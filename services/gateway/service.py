@@ -56,12 +56,15 @@ class Gateway:
             "/api/runs/{run}/artifacts": artifacts.list,
             "/api/approvals": answers.list,
             "/api/tokens": questions.tokens,
+            "/api/usage": questions.usage,
+            "/api/daily": questions.daily,
             "/api/hosts": questions.hosts,
         }
         app.add_routes(streams)
         app.add_routes([web.get(path, self._connected(_timed(handle))) for path, handle in shown.items()])
         changes = {
             "/api/runs": runs.submit,
+            "/api/sql": questions.sql,
             "/api/runs/{run}/approvals/{step}": answers.answer,
             "/api/runs/{run}/cancel": answers.cancel,
             "/api/runs/{run}/retry": answers.retry,

@@ -29,7 +29,30 @@ DELIVERIES_MAX = 5
 HEARTBEAT_S = 1.0  # of a goal that waits for the run that it repeats to be read; its lease is 5 s
 RETRY_S = 1.0
 
+KNOWN_MAX = 256
+KNOWN_BYTES_MAX = 4_096
+
 Answer = PlanCreated | list[Problem]
+
+
+class _Known:
+    """Plans as they were said of goals before. Planning is pure: under the same catalogue the bytes are the same."""
+
+    def __init__(self) -> None:
+        self._catalogue: Catalogue | None = None
+        self._plans: dict[tuple[bytes, str], bytes] = {}
+
+    def get(self, catalogue: Catalogue, goal: bytes, requester: str) -> bytes | None:
+        if catalogue is not self._catalogue:
+            self._catalogue = catalogue
+            self._plans.clear()
+        return self._plans.get((goal, requester))
+
+    def keep(self, catalogue: Catalogue, goal: bytes, requester: str, said: bytes) -> None:
+        if catalogue is self._catalogue and len(goal) <= KNOWN_BYTES_MAX:
+            if len(self._plans) >= KNOWN_MAX:
+                self._plans.clear()
+            self._plans[goal, requester] = said
 
 
 class Planner:
@@ -40,6 +63,7 @@ class Planner:
         self._config = config
         self._puller = Puller(bus, EVENTS, "planner", self.on_goal_submitted, batch=256)
         self._bus = bus
+        self._known = _Known()
         self._reading: dict[int, asyncio.Task[None]] = {}  # goals that wait for the run that they repeat
 
     async def start(self) -> None:
@@ -62,12 +86,17 @@ class Planner:
             await self._puller.ack(delivery)  # planned; only the acknowledgements were lost
         elif delivery.delivered > DELIVERIES_MAX:
             await self._say(delivery, [Problem("planning this goal ended the planner each time", "goal")])
+        elif (said := self._known.get(self._config.catalogue, delivery.data, event.tail)) is not None:
+            await self._append(delivery, plan_created(delivery.seq), said)
         else:
             goal, problems = read_goal(delivery.data)
             if goal is None:
                 await self._say(delivery, problems)
             elif goal.retry_of is None:
-                await self._say(delivery, await self._answer(goal, event))
+                catalogue, answer = self._config.catalogue, await self._answer(goal, event)
+                if not isinstance(answer, list):
+                    self._known.keep(catalogue, delivery.data, event.tail, encode(answer))
+                await self._say(delivery, answer)
             else:
                 # Reading a run may take seconds; the goals behind this one do not wait for it.
                 reading = asyncio.create_task(self._repeat(delivery, goal, goal.retry_of, event))
@@ -117,6 +146,9 @@ class Planner:
             subject, body = goal_rejected(delivery.seq), encode(rejected(answer))
         else:
             subject, body = plan_created(delivery.seq), encode(answer)
+        await self._append(delivery, subject, body)
+
+    async def _append(self, delivery: Delivery, subject: str, body: bytes) -> None:
         await self._appender.say(subject, body, lambda _seq: self._puller.ack(delivery))
 
 

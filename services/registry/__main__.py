@@ -1,6 +1,7 @@
 """`python -m services.registry`: the registry as a process; `--rebuild` folds a file anew with no registry running."""
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -18,9 +19,15 @@ from shared.subjects import EVENTS
 LEDGER = "ledger.duckdb"
 
 
+def ledger() -> Path:
+    """The file: the data directory's, or `REMIT_REGISTRY_FILE`, a copy of one's own that answers nobody."""
+    given = os.environ.get("REMIT_REGISTRY_FILE")
+    return Path(given) if given else data_dir() / LEDGER
+
+
 async def main(stop: asyncio.Event) -> None:
     bus = await process.connected("registry")
-    registry = Registry(bus, data_dir() / LEDGER)
+    registry = Registry(bus, ledger(), answers=not os.environ.get("REMIT_REGISTRY_FILE"))
     await registry.start()
     await process.until(stop, registry.failed())
     await registry.stop()
@@ -62,6 +69,6 @@ async def offline(path: Path) -> None:
 if __name__ == "__main__":
     if "--rebuild" in sys.argv[1:]:
         process.log_to_stderr("registry")
-        asyncio.run(offline(data_dir() / LEDGER))
+        asyncio.run(offline(ledger()))
     else:
         process.run("registry", main)

@@ -1,42 +1,44 @@
 """Events into rows: pure, in batches, the meaning taken from `shared.run.evolve` and nowhere else.
 
-A batch holds one row for each event, and for each run that it changed the run's rows as they stand at its end. Runs
-that have ended are forgotten: memory grows with active runs only.
+A batch holds one row for each event, and for each run that it changed the run's rows as they stand at its end. Plans,
+ended attempts, calls, artifacts and ticks are rows that never change: each is written once, with the event that it
+follows from. Runs that have ended are forgotten: memory grows with active runs only.
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 
-from shared.events import Artifact, Event, LlmCalled, Unreadable, read
+from shared.events import Artifact, Event, LlmCalled, ScheduleTicked, Unreadable, read
 from shared.plan import read_goal
 from shared.run import Early, Run, begin, evolve, refusal
 from shared.showing import asked, waits_until_ns
 
 BODY_CHARS_MAX_UNREADABLE = 4096
+GOAL_CACHED_BYTES_MAX = 4096
 
+# The columns of each table, in the order in which rows are made.
 EVENTS = (
-    "seq",
-    "said_at",
-    "subject",
-    "kind",
-    "run",
-    "step",
-    "attempt",
-    "size_bytes",
-    "applied",
-    "note",
-    "unreadable",
+    "seq", "said_at", "subject", "kind", "run", "step", "attempt", "size_bytes", "applied", "note", "unreadable",
     "body",
-)
+)  # fmt: skip
 RUNS = (
     "run", "principal", "goal", "tasks", "directive", "status", "reason", "plan_hash", "submitted_at", "started_at",
     "ended_at", "duration_s", "steps_total", "input_tokens", "output_tokens", "unknown_calls", "playbook", "retry_of",
     "stop_reason",
 )  # fmt: skip
+PLANS = (
+    "run", "plan_hash", "directive", "playbook", "playbook_version", "catalogue_version", "rules_version",
+    "steps_total", "max_steps", "time_budget_s", "token_budget", "retry_of", "planned_at",
+)  # fmt: skip
 STEPS = (
     "run", "place", "step", "kind", "task", "status", "attempts", "host", "dispatched_at", "ended_at", "duration_s",
     "error", "message", "cause", "reused_from", "waits_until",
+)  # fmt: skip
+ENDED_ATTEMPTS = (
+    "run", "step", "attempt", "task", "host", "dispatched_at", "ended_at", "duration_s", "outcome", "error",
 )  # fmt: skip
 APPROVALS = (
     "run", "place", "step", "what", "plan_hash", "status", "is_open", "requested_at", "expires_at", "decided_at",
@@ -44,11 +46,18 @@ APPROVALS = (
 )  # fmt: skip
 ARTIFACTS = ("run", "step", "name", "sha256", "size_bytes", "media_type", "from_run")
 LLM_CALLS = (
-    "seq", "said_at", "run", "step", "call", "request_model", "response_model", "input_tokens", "output_tokens",
-    "cached_tokens", "reasoning_tokens", "duration_s", "outcome",
+    "seq", "said_at", "run", "step", "call", "attempt", "directive", "task", "request_model", "response_model",
+    "input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens", "duration_s", "outcome",
 )  # fmt: skip
+TICKED = ("seq", "said_at", "schedule", "tick", "due_at", "outcome", "reason", "schedule_version", "zone")
 
-Columns = dict[str, list[Any]]
+# After these an attempt may be over; the fold's states say which.
+_MAY_END_ATTEMPTS = frozenset(
+    ("step.completed", "step.failed", "step.cancelled", "step.dispatched", "timer.fired", "run.completed")
+)
+
+Columns = dict[str, Sequence[Any]]
+Row = tuple[Any, ...]
 
 
 class Batch(msgspec.Struct):
@@ -59,10 +68,13 @@ class Batch(msgspec.Struct):
     position: int
     events: Columns
     runs: Columns
+    plans: Columns
     steps: Columns
+    ended_attempts: Columns
     approvals: Columns
     artifacts: Columns
     llm_calls: Columns
+    ticked: Columns
     rewritten: list[int]
     asked_again: list[int]
 
@@ -80,15 +92,17 @@ class Fold:
         self._begin_batch()
 
     def _begin_batch(self) -> None:
-        self._events: Columns = {name: [] for name in EVENTS}
-        self._artifacts: Columns = {name: [] for name in ARTIFACTS}
-        self._llm_calls: Columns = {name: [] for name in LLM_CALLS}
-        columns = self._events
-        self._add_event = tuple(columns[name].append for name in EVENTS)
+        # Tuples, turned into columns when the batch is taken: one append for an event instead of one for each column.
+        self._events: list[Row] = []
+        self._plans: list[Row] = []
+        self._ended_attempts: list[Row] = []
+        self._artifacts: list[Row] = []
+        self._llm_calls: list[Row] = []
+        self._ticked: list[Row] = []
 
     def __len__(self) -> int:
         """Events in the batch so far."""
-        return len(self._events["seq"])
+        return len(self._events)
 
     @property
     def active(self) -> int:
@@ -102,7 +116,7 @@ class Fold:
         event = read(subject, seq, at_us * 1000, data)
         if unreadable is not None:
             event.body = Unreadable(unreadable)
-        run = self._apply(event, data)[0]
+        run = self._apply(event, data)[1]
         if run is not None:
             self._stored.add(run.id)
 
@@ -114,36 +128,36 @@ class Fold:
         """Fold one message of the stream and keep its row."""
         at_us = at_ns // 1000  # the tables' precision; the fold sees the same stamps now and after a restart
         event = read(subject, seq, at_us * 1000, data)
-        run, note = self._apply(event, data)
+        before, after, note = self._apply(event, data)
         self.position = seq
-        body = event.body
-        if not note and not isinstance(body, Unreadable):
-            if event.kind == "llm.called":
-                self._called(event, at_us)
-            elif event.kind == "step.completed" and run is not None:
-                self._kept(event.run, event.step, event.body.artifacts)
-            elif event.kind == "plan.created":
-                for step, left in event.body.reused.items():
-                    self._kept(event.run, step, left.artifacts)
-        seqs, ats, subjects, kinds, runs, steps, attempts, sizes, applied, notes, unreadable, bodies = self._add_event
-        seqs(seq)
-        ats(at_us)
-        subjects(subject)
-        kinds(event.kind)
-        runs(event.run or None)
-        steps(event.step or None)
-        attempts(event.attempt or None)
-        sizes(len(data))
-        applied(not note)
-        notes(note or None)
-        unreadable(body.reason if isinstance(body, Unreadable) else None)
-        bodies(_text(data, cut=isinstance(body, Unreadable)))
+        body, kind = event.body, event.kind
+        is_unreadable = isinstance(body, Unreadable)
+        if not note:
+            if before is not None and after is not None and kind in _MAY_END_ATTEMPTS:
+                self._end_attempts(before, after, event)
+            if not is_unreadable:
+                self._once(event, after, at_us)
+        values = (
+            seq,
+            at_us,
+            subject,
+            kind,
+            event.run or None,
+            event.step or None,
+            event.attempt or None,
+            len(data),
+            not note,
+            note or None,
+            body.reason if is_unreadable else None,
+            _cut_text(data) if is_unreadable else data if kind != "goal.submitted" else _text(data),
+        )  # fmt: skip
+        self._events.append(values)
 
     def take(self) -> Batch:
         """The batch so far; a new one begins."""
-        runs: Columns = {name: [] for name in RUNS}
-        steps: Columns = {name: [] for name in STEPS}
-        approvals: Columns = {name: [] for name in APPROVALS}
+        runs: list[Row] = []
+        steps: list[Row] = []
+        approvals: list[Row] = []
         rewritten: list[int] = []
         asked_again: list[int] = []
         for run in self._changed.values():
@@ -161,12 +175,15 @@ class Fold:
                 self._stored.add(run.id)
         batch = Batch(
             position=self.position,
-            events=self._events,
-            runs=runs,
-            steps=steps,
-            approvals=approvals,
-            artifacts=self._artifacts,
-            llm_calls=self._llm_calls,
+            events=_columns(EVENTS, self._events),
+            runs=_columns(RUNS, runs),
+            plans=_columns(PLANS, self._plans),
+            steps=_columns(STEPS, steps),
+            ended_attempts=_columns(ENDED_ATTEMPTS, self._ended_attempts),
+            approvals=_columns(APPROVALS, approvals),
+            artifacts=_columns(ARTIFACTS, self._artifacts),
+            llm_calls=_columns(LLM_CALLS, self._llm_calls),
+            ticked=_columns(TICKED, self._ticked),
             rewritten=rewritten,
             asked_again=asked_again,
         )
@@ -174,87 +191,182 @@ class Fold:
         self._begin_batch()
         return batch
 
-    def _apply(self, event: Event, data: bytes) -> tuple[Run | None, str]:
-        """The run after the event, and why it changed nothing ("" when it did)."""
+    def _apply(self, event: Event, data: bytes) -> tuple[Run | None, Run | None, str]:
+        """The run before and after the event, and why it changed nothing ("" when it did)."""
         if event.kind == "goal.submitted":
-            after = begin(event, self._early.take(event.seq))
-            self._goals[after.id] = _asked(data)
+            before, after = None, begin(event, self._early.take(event.seq))
+            self._goals[after.id] = _asked(data) if len(data) <= GOAL_CACHED_BYTES_MAX else _new_asked(data)
         else:
-            run = self._runs.get(event.run)
-            if run is None:
+            before = self._runs.get(event.run)
+            if before is None:
                 if event.run >= event.seq:
                     self._early.note(event)
                 if isinstance(event.body, Unreadable):
-                    return None, event.body.reason
+                    return None, None, event.body.reason
                 if event.run == 0:
-                    return None, ""  # a schedule's: it belongs to no run
-                return None, "the run has ended, or never was"
-            after = evolve(run, event)
-            if after is run:
-                return run, refusal(run, event)
+                    return None, None, ""  # a schedule's: it belongs to no run
+                return None, None, "the run has ended, or never was"
+            after = evolve(before, event)
+            if after is before:
+                return before, before, refusal(before, event)
         self._changed[after.id] = after
         if after.ended:
             self._runs.pop(after.id, None)
         else:
             self._runs[after.id] = after
-        return after, ""
+        return before, after, ""
+
+    def _once(self, event: Event, run: Run | None, at_us: int) -> None:
+        """The rows that an accepted event leaves for ever."""
+        kind = event.kind
+        if run is None:
+            if kind == "schedule.ticked":
+                self._tick(event, at_us)
+        elif kind == "step.completed":
+            if event.body.artifacts:
+                self._kept(event.run, event.step, event.body.artifacts)
+        elif kind == "llm.called":
+            self._called(event, run, at_us)
+        elif kind == "plan.created":
+            self._planned(run, at_us)
+            for step, left in event.body.reused.items():
+                self._kept(event.run, step, left.artifacts)
+
+    def _planned(self, run: Run, at_us: int) -> None:
+        plan = run.plan
+        assert plan is not None  # it was accepted
+        budgets = plan.budgets
+        values = (
+            run.id,
+            plan.plan_hash,
+            plan.directive.name,
+            plan.playbook,
+            plan.playbook_version,
+            plan.catalogue_version,
+            plan.rules_version,
+            len(plan.steps),
+            budgets.max_steps,
+            budgets.time_budget_s,
+            budgets.token_budget,
+            plan.retry_of,
+            at_us,
+        )  # fmt: skip
+        self._plans.append(values)
+
+    def _end_attempts(self, before: Run, after: Run, event: Event) -> None:
+        """A row for each attempt that ran before the event and does not behind it, or that this dispatch lost."""
+        if before.steps is after.steps:
+            return
+        for step in (event.step,) if event.step else before.steps:
+            was, now = before.steps[step], after.steps[step]
+            if was is now or now.status == "running":
+                continue
+            if was.status == "running":
+                attempt, dispatched_ns = was.attempt, was.dispatched_ns
+            elif now.attempt > was.attempt:
+                attempt, dispatched_ns = now.attempt, 0
+            else:
+                continue
+            outcome = "failed" if now.status == "pending" else now.status  # it rests, and is tried again
+            values = (
+                after.id,
+                step,
+                attempt,
+                after.step_plan(step).task,
+                now.host,
+                _us(dispatched_ns),
+                event.at_ns // 1000,
+                _seconds(dispatched_ns, event.at_ns),
+                outcome,
+                now.error or None,
+            )  # fmt: skip
+            self._ended_attempts.append(values)
+
+    def _tick(self, event: Event, at_us: int) -> None:
+        body: ScheduleTicked = event.body
+        schedule, _, tick = event.tail.partition(".")
+        tick_s = int(tick)
+        values = (
+            event.seq,
+            at_us,
+            schedule,
+            tick_s,
+            tick_s * 1_000_000,
+            body.outcome,
+            body.reason or None,
+            body.schedule_version,
+            body.zone,
+        )  # fmt: skip
+        self._ticked.append(values)
 
     def _kept(self, run: int, step: str, artifacts: list[Artifact]) -> None:
-        columns = self._artifacts
         for one in artifacts:
-            values = (run, step, one.name, one.sha256, one.size_bytes, one.media_type, one.from_run)
-            for name, value in zip(ARTIFACTS, values, strict=True):
-                columns[name].append(value)
+            self._artifacts.append((run, step, one.name, one.sha256, one.size_bytes, one.media_type, one.from_run))
 
-    def _called(self, event: Event, at_us: int) -> None:
+    def _called(self, event: Event, run: Run, at_us: int) -> None:
         call: LlmCalled = event.body
+        assert run.plan is not None  # a call counts only while its step runs
         values = (
-            event.seq, at_us, event.run, event.step, event.tail, call.request_model, call.response_model,
-            call.input_tokens, call.output_tokens, call.cached_tokens, call.reasoning_tokens, call.duration_s,
+            event.seq,
+            at_us,
+            event.run,
+            event.step,
+            event.tail,
+            run.steps[event.step].attempt,
+            run.plan.directive.name,
+            run.step_plan(event.step).task,
+            call.request_model,
+            call.response_model,
+            call.input_tokens,
+            call.output_tokens,
+            call.cached_tokens,
+            call.reasoning_tokens,
+            call.duration_s,
             call.outcome,
         )  # fmt: skip
-        for name, value in zip(LLM_CALLS, values, strict=True):
-            self._llm_calls[name].append(value)
+        self._llm_calls.append(values)
 
-    def _row(self, run: Run, runs: Columns, steps: Columns) -> None:
+    def _row(self, run: Run, runs: list[Row], steps: list[Row]) -> None:
         goal, tasks, directive = self._goals.get(run.id, (None, None, None))
         plan = run.plan
-        values = (
+        runs.append((
             run.id, run.principal or None, goal, tasks, plan.directive.name if plan else directive, run.status,
             run.reason or None, plan.plan_hash if plan else None, run.submitted_ns // 1000, _us(run.started_ns),
             _us(run.ended_ns), _seconds(run.started_ns, run.ended_ns), len(run.steps), run.tokens.input,
             run.tokens.output, run.tokens.unknown_calls, plan.playbook if plan else None,
             plan.retry_of if plan else None, run.stop.reason if run.stop else None,
-        )  # fmt: skip
-        for name, value in zip(RUNS, values, strict=True):
-            runs[name].append(value)
+        ))  # fmt: skip
         for place, step in enumerate(plan.steps if plan else ()):
             state = run.steps[step.id]
-            row = (
+            steps.append((
                 run.id, place, step.id, step.kind, step.task, state.status, state.attempt, state.host,
                 _us(state.dispatched_ns), _us(state.ended_ns), _seconds(state.dispatched_ns, state.ended_ns),
                 state.error or None, state.message or None, state.cause or None, state.reused_from or None,
                 None if state.ended_ns else _us(waits_until_ns(run, step.id, state)),
-            )  # fmt: skip
-            for name, value in zip(STEPS, row, strict=True):
-                steps[name].append(value)
+            ))  # fmt: skip
 
 
-def _asked_rows(run: Run, approvals: Columns) -> None:
+def _columns(names: tuple[str, ...], rows: list[Row]) -> Columns:
+    return dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(names, ())
+
+
+def _asked_rows(run: Run, approvals: list[Row]) -> None:
     for one in asked(run):
-        values = (
+        approvals.append((
             one.run, one.place, one.step, one.what, one.plan_hash, one.status, one.is_open, one.requested_ns // 1000,
             one.expires_ns // 1000, _us(one.decided_ns), one.approvers, one.approvals_needed, one.approved_by,
             one.rejected_by, one.requester, one.reason,
-        )  # fmt: skip
-        for name, value in zip(APPROVALS, values, strict=True):
-            approvals[name].append(value)
+        ))  # fmt: skip
 
 
-def _asked(data: bytes) -> tuple[str | None, list[str] | None, str | None]:
+def _new_asked(data: bytes) -> tuple[str | None, list[str] | None, str | None]:
     """Goal text, task names and directive of a goal, as far as it is one."""
     goal, _ = read_goal(data)
     return (goal.goal, goal.tasks, goal.directive) if goal else (None, None, None)
+
+
+# Who asks again says the same bytes; the list of tasks is shared and never changed.
+_asked = lru_cache(maxsize=512)(_new_asked)
 
 
 def _us(at_ns: int) -> int | None:
@@ -265,9 +377,19 @@ def _seconds(from_ns: int, to_ns: int) -> float | None:
     return (to_ns - from_ns) // 1000 / 1_000_000 if from_ns and to_ns else None
 
 
-def _text(data: bytes, *, cut: bool) -> str | None:
+def _text(data: bytes) -> bytes | None:
+    """A goal's payload, when it is text; every other event that could be read is."""
+    if data.isascii():
+        return data
     try:
-        text = data.decode()
+        data.decode()
     except UnicodeDecodeError:
         return None
-    return text[:BODY_CHARS_MAX_UNREADABLE] if cut else text
+    return data
+
+
+def _cut_text(data: bytes) -> bytes | None:
+    """What is kept of an unreadable payload: its first characters, when it is text."""
+    if _text(data) is None or len(data) <= BODY_CHARS_MAX_UNREADABLE:
+        return _text(data)
+    return data.decode()[:BODY_CHARS_MAX_UNREADABLE].encode()

@@ -8,21 +8,23 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from services.registry import reports
 from services.registry.fold import Fold
 from services.registry.rebuild import rebuild
 from services.registry.store import Store
 from shared.bus import Bus
 from shared.errors import Malformed, RemitError
-from shared.ledger import LIMIT_MAX, Answer, Question
+from shared.ledger import LIMIT_MAX, SELECT_ROWS_MAX, Answer, Question, Rates
 from shared.plan import malformed
 from shared.pull import Reader
 from shared.streams import last_seq, standing
-from shared.subjects import EVENTS, registry
+from shared.subjects import CONFIG_BUCKET, EVENTS, registry
 
 log = logging.getLogger("remit.registry")
 
@@ -31,13 +33,18 @@ FLUSH_EVENTS = 20_000
 BACKLOG_EVENTS_MAX = 100_000  # the reader waits for the disk before memory grows further
 PATIENCE_S = 5.0
 READERS = 2  # questions at a time
+ANSWER_BYTES_MAX = 1_000_000
+SELECT_S = 10.0  # how long somebody's own query may take
+AS_OF_EVENTS_MAX = 5_000_000  # about two minutes of folding
+RATES_KEY = "rates"
 
 
 class Registry:
     """Folds, and answers what is in the tables."""
 
-    def __init__(self, bus: Bus, path: Path) -> None:
+    def __init__(self, bus: Bus, path: Path, *, answers: bool = True) -> None:
         self._bus = bus
+        self._answers = answers
         self._path = path
         self._fold = Fold()
         self._writing = ThreadPoolExecutor(1, "duckdb-write")
@@ -49,19 +56,30 @@ class Registry:
         self._full = asyncio.Event()
         self._written = asyncio.Condition()
         self._rebuilding = asyncio.Lock()
+        self._selects = ThreadPoolExecutor(1, "duckdb-select")
+        self._selecting = asyncio.Lock()
+        self._looking_back = asyncio.Lock()
+        self._past: tuple[int, Store] | None = None
         self._lost: Exception | None = None
+        self._behind = 0  # the event at which it will have caught up with what was there when it began
         self.position = 0
 
     async def start(self) -> None:
         self._store = await self._in(self._writing, Store, self._path)
         await self._take_up()
         self._flusher = asyncio.create_task(self._flush_for_ever())
+        if not self._answers:
+            log.info("a replica: %s follows the stream, and the registry answers for it", self._path)
+            return
         endpoints: dict[str, Callable[[Question], Awaitable[Answer]]] = {
             "runs": self.on_runs,
             "run": self.on_run,
             "events": self.on_events,
             "approvals": self.on_approvals,
             "tokens": self.on_tokens,
+            "usage": self.on_usage,
+            "daily": self.on_daily,
+            "sql": self.on_sql,
             "hosts": self.on_hosts,
             "status": self.on_status,
             "digest": self.on_digest,
@@ -78,6 +96,10 @@ class Registry:
         self._flusher.cancel()
         await self._reader.stop()
         await self.flush()
+        await self._forget_past()
+        if not self._answers:
+            digest = await self._in(self._writing, self._store.digest)
+            log.info("the replica ends at event %d: %s", self.position, digest)
         await self._in(self._writing, self._store.close)
 
     async def _in(self, pool: ThreadPoolExecutor, call: Callable[..., Any], *args: Any) -> Any:
@@ -103,6 +125,7 @@ class Registry:
             self._fold.restore(*message)
         self._fold.restored(position)
         self.position = position
+        self._behind = end if position < end else 0
         log.info("folding from event %d on, %d runs are active", position + 1, self._fold.active)
         self._reader = await Reader(self._bus, EVENTS, self.on_event, start_seq=position + 1, batch=4096).start()
 
@@ -144,6 +167,9 @@ class Registry:
             async with self._written:
                 self.position = batch.position
                 self._written.notify_all()
+            if self._behind and self.position >= self._behind:
+                self._behind = 0
+                log.info("caught up at event %d", self.position)
 
     async def _flush_for_ever(self) -> None:
         while True:
@@ -170,7 +196,11 @@ class Registry:
                 # A bug in one question must neither end the fold nor leave the asker waiting.
                 log.exception("a question could not be answered")
                 answered = Answer(error="the registry failed to answer; its log says why", position=self.position)
-            await self._bus.publish(reply, msgspec.json.encode(answered))
+            said = msgspec.json.encode(answered)
+            if len(said) > ANSWER_BYTES_MAX:  # the server would refuse it, and the asker wait for nothing
+                why = f"the answer has {len(said)} bytes, and a message holds {ANSWER_BYTES_MAX}: ask for fewer rows"
+                said = msgspec.json.encode(Answer(error=why, field="limit", position=self.position))
+            await self._bus.publish(reply, said)
 
         return handle
 
@@ -221,8 +251,75 @@ class Registry:
         return Answer(rows=rows, next=cursors[-1] if len(rows) == question.limit else None)
 
     async def on_tokens(self, question: Question) -> Answer:
-        total = await self._ask("tokens_total")
-        return Answer(rows=await self._ask("tokens", limit=question.limit), more={"total": total[0]})
+        return await reports.tokens(self._ask, question)
+
+    async def on_usage(self, question: Question) -> Answer:
+        return await reports.usage(self._ask, question)
+
+    async def on_daily(self, question: Question) -> Answer:
+        return await reports.daily(self._ask, question, question.rates or await self._rates())
+
+    async def _rates(self) -> Rates | None:
+        """The prices of the config, if there are any."""
+        found = await self._bus.kv_get(CONFIG_BUCKET, RATES_KEY)
+        if found is None:
+            return None
+        try:
+            return msgspec.json.decode(found[0], type=Rates)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise RemitError(f"the config's `{RATES_KEY}` cannot be read: {error}") from error
+
+    async def on_sql(self, question: Question) -> Answer:
+        """Somebody's select, over the tables as they stand or as they stood."""
+        if not question.sql or not question.sql.strip():
+            raise Malformed("which query? `sql` is missing", field="sql")
+        if question.as_of is None:
+            return await self._select(None, question)
+        until = await reports.seq_at(self._ask, question.as_of, self.position)
+        async with self._looking_back:
+            began_s = asyncio.get_running_loop().time()
+            store = await self._as_it_stood(until)
+            folded_s = round(asyncio.get_running_loop().time() - began_s, 3)
+            answer = await self._select(store, question)
+            answer.more |= {"as_of": until, "folded_s": folded_s}
+            return answer
+
+    async def _select(self, store: Store | None, question: Question) -> Answer:
+        async with self._selecting:  # one at a time: the listed questions keep a thread for themselves
+            columns, rows, cut = await self._in(
+                self._selects,
+                partial((store or self._store).select, question.sql or "", rows_max=question.limit, time_s=SELECT_S),
+            )
+        return Answer(rows=rows, more={"columns": columns, "cut": cut or None})
+
+    async def _as_it_stood(self, until: int) -> Store:
+        """The tables up to event `until`, folded anew from the stream; the last ones are kept for the next question."""
+        if self._past is not None and self._past[0] == until:
+            return self._past[1]
+        if until > AS_OF_EVENTS_MAX:
+            raise Malformed(f"as_of reaches back over the first {AS_OF_EVENTS_MAX} events only", field="as_of")
+        await self._forget_past()
+        path = self._path.with_name(f"{self._path.name}.as-of")
+        path.unlink(missing_ok=True)
+        store: Store = await self._in(self._selects, Store, path)
+
+        async def tell(**_what: object) -> None:
+            """Nobody waits for a progress here."""
+
+        try:
+            await self._in(self._selects, store.begin, EVENTS, "as-of")
+            await rebuild(self._bus, store, Fold(), until, tell)
+        except BaseException:
+            await self._in(self._selects, store.close)
+            raise
+        self._past = (until, store)
+        return store
+
+    async def _forget_past(self) -> None:
+        if self._past is not None:
+            store, self._past = self._past[1], None
+            await self._in(self._selects, store.close)
+            store.path.unlink(missing_ok=True)
 
     async def on_hosts(self, question: Question) -> Answer:
         return Answer(rows=await self._ask("hosts"))
@@ -288,12 +385,14 @@ class Registry:
         """The new file instead of the old one, between two questions: who asks meanwhile waits a moment."""
         for _ in range(READERS):
             await self._asking.acquire()
+        await self._selecting.acquire()
         try:
             await self._in(self._writing, self._store.close)
             fresh.replace(self._path)
             self._path.with_name(self._path.name + ".wal").unlink(missing_ok=True)
             self._store = await self._in(self._writing, Store, self._path)
         finally:
+            self._selecting.release()
             for _ in range(READERS):
                 self._asking.release()
 
@@ -303,8 +402,9 @@ def _question(data: bytes) -> Question:
         question = msgspec.json.decode(data, type=Question) if data.strip() else Question()
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise malformed(error) from error
-    if not 1 <= question.limit <= LIMIT_MAX:
-        raise Malformed(f"limit is {question.limit}; it must be 1 to {LIMIT_MAX}", field="limit")
+    most = SELECT_ROWS_MAX if question.sql is not None else LIMIT_MAX
+    if not 1 <= question.limit <= most:
+        raise Malformed(f"limit is {question.limit}; it must be 1 to {most}", field="limit")
     for name in ("run", "before", "after", "min_seq"):
         value = getattr(question, name)
         if value is not None and not 0 <= value < 1 << 62:

@@ -4,20 +4,36 @@ A batch and the position that it ends at are one transaction, so a kill in the m
 """
 
 import hashlib
+import json
 import re
+import threading
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import msgspec
 import pyarrow as pa
 
+from services.registry import reading
 from services.registry.fold import Batch, Columns
-from shared.errors import RemitError
+from shared.errors import Malformed, RemitError
 
-TABLES = ("events", "runs", "steps", "approvals", "artifacts", "llm_calls")
+TABLES = (
+    "events", "runs", "plans", "steps", "ended_attempts", "approvals", "artifacts", "llm_calls", "ticked",
+)  # fmt: skip
+VIEWS = ("attempts", "ticks", "hosts", "active_runs", "ended_runs", "open_approvals")
+TABLES_AND_VIEWS = frozenset((*TABLES, *VIEWS))
+
+MEMORY = "1GB"  # rows that are read again come from the page cache; what must be held is one batch and one answer
+SPILL = "4GB"
+SQL_CHARS_MAX = 20_000
+SELECT_FETCH_ROWS = 256
+SELECT_BYTES_MAX = 700_000  # one NATS message holds an answer, and 1 MiB at most
+INT_MAX = (1 << 63) - 1
 
 _AT = pa.timestamp("us")  # UTC, and without a zone: DuckDB needs pytz to hand out one with a zone
 _TYPES: dict[str, Any] = {
@@ -32,11 +48,18 @@ _TYPES: dict[str, Any] = {
     "requested_at": _AT,
     "expires_at": _AT,
     "decided_at": _AT,
+    "planned_at": _AT,
+    "due_at": _AT,
     "attempt": pa.uint32(),
     "attempts": pa.uint32(),
     "place": pa.uint32(),
     "size_bytes": pa.uint64(),
     "steps_total": pa.uint32(),
+    "max_steps": pa.uint32(),
+    "time_budget_s": pa.uint32(),
+    "token_budget": pa.uint64(),
+    "tick": pa.uint64(),
+    "schedule_version": pa.int64(),
     "unknown_calls": pa.uint32(),
     "input_tokens": pa.uint64(),
     "output_tokens": pa.uint64(),
@@ -82,10 +105,18 @@ class Store:
         except duckdb.IOException as error:
             raise RemitError(f"{path} cannot be opened (is another registry running on it?): {error}") from error
         self._writer.execute(f"set threads = {threads}")
+        self._writer.execute(f"set memory_limit = '{MEMORY}'")
+        self._writer.execute(f"set max_temp_directory_size = '{SPILL}'")
         self.shape = self._shape()
         self.is_outdated = self.shape not in ("", shape())
         if not self.is_outdated:
             self._writer.execute(sql("schema"))
+        # Nothing that is asked of this file reaches another one, whatever it is: files, network, extensions, variables
+        # of this process. A lock that nobody can open again.
+        for wall in ("python_enable_replacements = false", "enable_external_access = false"):
+            self._writer.execute(f"set {wall}")
+        self._writer.execute("set lock_configuration = true")
+        self._strangers: set[Any] = set()
 
     def close(self) -> None:
         self._writer.close()
@@ -110,29 +141,38 @@ class Store:
 
     def write(self, batch: Batch) -> None:
         """All of a batch, or nothing of it."""
+        try:
+            self._write(batch)
+        except duckdb.OutOfMemoryException:
+            # Somebody's query has the memory. The record comes first: it is ended, and the batch tried once more.
+            for cursor in tuple(self._strangers):
+                cursor.interrupt()
+            self._write(batch)
+
+    def _write(self, batch: Batch) -> None:
         db = self._writer
         db.execute("begin")
         try:
             self._append("events", batch.events)
-            if batch.rewritten:
-                db.register("rewritten", _table({"run": batch.rewritten}))
-                db.execute("delete from runs where run in (select run from rewritten)")
-                db.execute("delete from steps where run in (select run from rewritten)")
-                db.unregister("rewritten")
-            if batch.asked_again:
-                db.register("asked_again", _table({"run": batch.asked_again}))
-                db.execute("delete from approvals where run in (select run from asked_again)")
-                db.unregister("asked_again")
-            self._append("runs", batch.runs)
-            self._append("steps", batch.steps)
-            self._append("approvals", batch.approvals)
-            self._append("artifacts", batch.artifacts)
-            self._append("llm_calls", batch.llm_calls)
+            self._delete(batch.rewritten, "runs", "steps")
+            self._delete(batch.asked_again, "approvals")
+            for table in TABLES[1:]:
+                self._append(table, getattr(batch, table))
             db.execute("update folded set seq = ?", [batch.position])
             db.execute("commit")
         except BaseException:
             db.execute("rollback")
             raise
+
+    def _delete(self, runs: list[int], *tables: str) -> None:
+        """What these runs' rows were; the least of them keeps DuckDB from reading all the older rows."""
+        if runs:
+            self._writer.register("rewritten", _table({"run": runs}))
+            for table in tables:
+                self._writer.execute(
+                    f"delete from {table} where run >= ? and run in (select run from rewritten)", [min(runs)]
+                )
+            self._writer.unregister("rewritten")
 
     def _append(self, table: str, columns: Columns) -> None:
         if next(iter(columns.values())):
@@ -151,6 +191,46 @@ class Store:
             return [{name: _plain(value) for name, value in zip(names, row, strict=True)} for row in cursor.fetchall()]
         finally:
             cursor.close()
+
+    def select(self, text: str, *, rows_max: int, time_s: float) -> tuple[list[str], list[dict[str, Any]], str]:
+        """Columns and rows of somebody's query, and why rows are missing ("" when none are); Malformed if it is bad."""
+        if len(text) > SQL_CHARS_MAX:
+            raise Malformed(f"the query has {len(text)} characters; {SQL_CHARS_MAX} at most", field="sql")
+        cursor = self._writer.cursor()
+        ending = threading.Timer(time_s, cursor.interrupt)
+        ending.daemon = True
+        self._strangers.add(cursor)
+        ending.start()
+        try:
+            parsed = cursor.execute("select json_serialize_sql(?::varchar)", [text]).fetchone()[0]
+            if why := reading.refusal(json.loads(parsed), TABLES_AND_VIEWS):
+                raise Malformed(why, field="sql")
+            cursor.execute(text)
+            names = _distinct([column[0] for column in cursor.description or ()])
+            rows: list[dict[str, Any]] = []
+            size, cut = 0, ""
+            while not cut and (found := cursor.fetchmany(SELECT_FETCH_ROWS)):
+                for values in found:
+                    row = {name: _wire(value) for name, value in zip(names, values, strict=True)}
+                    size += len(msgspec.json.encode(row))
+                    if len(rows) == rows_max or size > SELECT_BYTES_MAX:
+                        cut = f"cut at {len(rows)} rows" + (
+                            "" if len(rows) == rows_max else ": more is too much at once"
+                        )
+                        break
+                    rows.append(row)
+        except duckdb.InterruptException as error:
+            raise Malformed(f"the query was ended after {time_s:g} s; ask for less", field="sql") from error
+        except duckdb.OutOfMemoryException as error:
+            raise Malformed("the query needs more memory than there is for it; ask for less", field="sql") from error
+        except (duckdb.Error, ValueError, RecursionError) as error:
+            told = "times with a zone: cast them, as in now()::timestamp" if "pytz" in str(error) else str(error)
+            raise Malformed(told.strip()[:1000], field="sql") from error
+        finally:
+            ending.cancel()
+            self._strangers.discard(cursor)
+            cursor.close()
+        return names, rows, cut
 
     def active_events(self) -> list[tuple[str, int, int, bytes, str | None]]:
         """Subject, sequence, stamp (µs), data and unreadable's reason of what a restarted fold starts from."""
@@ -180,6 +260,34 @@ def _table(columns: Columns) -> Any:
 def _micros(at: datetime) -> int:
     since = at.replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """`select a, a` gives `a` and `a_2`: a row is an object, and no column is lost."""
+    found: list[str] = []
+    for name in names:
+        number, said = 2, name
+        while said in found:
+            said, number = f"{name}_{number}", number + 1
+        found.append(said)
+    return found
+
+
+def _wire(value: Any) -> Any:
+    """As JSON can hold it: whole numbers beyond 64 bits and decimals as text, bytes as hex, times as RFC 3339."""
+    if value is None or isinstance(value, str | bool | float):
+        return value
+    if isinstance(value, int):
+        return value if -INT_MAX <= value <= INT_MAX else str(value)
+    if isinstance(value, datetime):
+        return _plain(value)
+    if isinstance(value, bytes | bytearray):
+        return value.hex()
+    if isinstance(value, list | tuple):
+        return [_wire(one) for one in value]
+    if isinstance(value, dict):
+        return {str(name): _wire(one) for name, one in value.items()}
+    return str(value) if isinstance(value, Decimal) else _wire(str(value))
 
 
 def _plain(value: Any) -> Any:

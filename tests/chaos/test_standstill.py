@@ -124,6 +124,28 @@ async def test_a_run_that_nobody_works_on_times_out_although_the_executor_was_de
     assert 4 <= over["duration_s"] < 20
 
 
+async def test_a_question_expires_with_every_service_dead(remit: Stack, client: Bus, runs: Load) -> None:
+    """The server keeps the expiry; who comes later finds that the time is over, and a late yes changes nothing."""
+    directive = {"name": "asks", "approval_required": True, "approval_expires_s": 2}
+    await client.kv_put("config", "directive.asks", json.dumps(directive).encode())
+    remit.start("planner")
+    remit.start("executor")
+    run = await runs.submit(b'{"tasks": ["noop"], "directive": "asks"}')
+    await until(lambda: said(client, f"approval.requested.{run}.run"))
+    remit.kill("executor")
+    remit.kill("planner")
+    await until(lambda: said(client, f"timer.fired.{run}.approval.run"))
+    asked = next(data for subject, _, _, data in await load.whole_stream(client) if subject.startswith("approval.req"))
+    answer = {"run": run, "step": "run", "plan_hash": json.loads(asked)["plan_hash"]}
+    await client.request(f"approval.granted.{run}.run", json.dumps(answer).encode())
+    remit.start("executor")
+    await until(runs.ended)
+    messages = await load.whole_stream(client)
+    assert audit(messages) == []
+    assert load.ends_of(messages)[run] == "rejected"
+    assert await said(client, f"approval.expired.{run}.run")
+
+
 async def test_a_run_whose_timer_was_never_set_times_out_when_an_executor_comes(
     remit: Stack, client: Bus, runs: Load
 ) -> None:

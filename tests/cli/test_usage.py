@@ -5,12 +5,14 @@ from click.testing import CliRunner, Result
 
 from cli.__main__ import COMMANDS, SERVICES, main
 
-NESTED = [("allow", "add"), ("allow", "ls"), ("allow", "rm"), ("allow", "disable"), ("allow", "enable"),
+NESTED = [("proof", "key"), ("proof", "seals"), ("proof", "export"), ("proof", "verify"), ("proof", "check"),
+          ("allow", "add"), ("allow", "ls"), ("allow", "rm"), ("allow", "disable"), ("allow", "enable"),
           ("tasks", "add"), ("tasks", "ls"), ("tasks", "rm"),
           ("directives", "ls"), ("directives", "show"), ("directives", "set"), ("directives", "rm"),
           ("directives", "history"),
           ("playbooks", "ls"), ("playbooks", "show"), ("playbooks", "set"), ("playbooks", "rm"),
-          ("bench", "runs"), ("bench", "fold"), ("bench", "triage")]  # fmt: skip
+          ("bench", "runs"), ("bench", "fan"), ("bench", "fold"), ("bench", "restart"), ("bench", "memory"),
+          ("bench", "triage")]  # fmt: skip
 
 
 def invoke(*argv: str) -> Result:
@@ -91,6 +93,10 @@ def test_the_version_is_told() -> None:
         ["tasks", "add", "good", "--keyword", "two words"],
         ["tasks", "add", "good", "--timeout", "0"],
         ["bench", "runs", "--seconds", "0"],
+        ["bench", "fan", "--steps", "0"],
+        ["bench", "fan", "--steps", "20000"],
+        ["bench", "fan", "--parallel", "0"],
+        ["bench", "memory", "--runs", "1"],
         ["up", "--nats-port", "70000"],
         ["rebuild", "now"],
     ],

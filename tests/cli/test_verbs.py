@@ -64,6 +64,12 @@ VERBS_THAT_SPEAK = [
     ["reject", "1", "a"],
     ["cancel", "1"],
     ["retry", "1"],
+    ["replay", "1"],
+    ["audit", "1"],
+    ["audit", "--all"],
+    ["proof", "seals"],
+    ["proof", "export", "1"],
+    ["proof", "check"],
     ["tokens"],
     ["hosts"],
     ["allow", "ls"],
@@ -95,7 +101,9 @@ def test_a_secret_in_the_url_is_not_repeated() -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", [[verb, NEVER] for verb in ("show", "watch", "report", "artifacts", "events")], ids=" ".join
+    "argv",
+    [[verb, NEVER] for verb in ("show", "watch", "report", "artifacts", "events", "replay", "audit")],
+    ids=" ".join,
 )
 def test_a_run_that_there_is_not_is_not_found(stack: Stack, argv: list[str]) -> None:
     answered = stack.remit(*argv)

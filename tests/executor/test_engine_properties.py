@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
+from services.executor.decide import decide
 from services.executor.engine import Engine
 from services.executor.performing import Fact
 from shared.clock import parse_ns
@@ -23,6 +24,7 @@ from shared.events import Event, PlanCreated, RunCompleted, StepDispatched, Unre
 from shared.plan import GATE, Budgets, Retry
 from shared.run import Run, begin, evolve
 from shared.run_approvals import is_asked
+from shared.run_tally import counted
 from shared.status import STEP_ENDS
 from shared.subjects import (
     TIMER_AT,
@@ -131,7 +133,12 @@ class Executor:
     def read(self, count: int) -> None:
         for _ in range(min(count, self.stream.last_seq - self.position)):
             self.position += 1
-            self.outbox += self.engine.apply(self.stream.event(self.position))
+            event = self.stream.event(self.position)
+            self.outbox += self.engine.apply(event)
+            if (run := self.engine.runs.get(event.run)) is not None:
+                # What an event may change was looked at, and so nothing that the whole run calls for is left unsaid.
+                said = self.engine._said.get(run.id, set())
+                assert [subject for subject, _ in decide(run, said) if subject not in said] == []
 
     def send(self, count: int) -> None:
         for subject, body in self.outbox[:count]:
@@ -251,6 +258,7 @@ def audit(stream: Stream) -> dict[int, Run]:
         if after is before:
             continue
         assert not before.ended, f"{event.kind} changed run {event.run} after its end"
+        assert after.plan is None or after.tally == counted(after.plan, after.steps)
         if event.kind == "plan.created" and after.plan is not None:
             limits[after.id] = (after.plan.directive.name, after.plan.directive.max_concurrent_runs)
         if event.kind == "run.started" and after.status == "running":
@@ -392,7 +400,12 @@ class Calm(RuleBasedStateMachine):
             assert len(ends) == 1 or world.tainted or runs[run].status == "rejected"
         for executor in world.executors:
             assert executor.engine.runs == {}, "an ended run is kept in memory"
-            assert not executor.engine._said and not executor.engine._waiting and not executor.engine._holding
+            assert (
+                not executor.engine._said
+                and not executor.engine._known
+                and not executor.engine._waiting
+                and not executor.engine._holding
+            )
         assert Executor(world.stream).outbox == [], "a new executor finds something unsaid"
 
 

@@ -109,7 +109,7 @@ def test_the_proxy_lets_through_what_the_log_agent_reads_and_no_more(services: d
 
 def test_each_service_of_compose_is_a_verb_of_remit(services: dict[str, Any]) -> None:
     ours = {name: one for name, one in services.items() if one.get("image") == "remit-services"}
-    assert sorted(ours) == ["executor", "gateway", "gpu-agent", "log-agent", "planner", "registry"]
+    assert sorted(ours) == ["executor", "gateway", "gpu-agent", "log-agent", "planner", "registry", "sealer"]
     for name, one in ours.items():
         assert one["command"] == [name]
         assert importlib.util.find_spec(f"services.{name.replace('-', '_')}.__main__") is not None

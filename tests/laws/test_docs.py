@@ -9,7 +9,7 @@ from aiohttp import web
 from cli.__main__ import COMMANDS, SERVICES
 from services.gateway.service import Gateway
 from services.registry.service import Registry
-from shared.events import KINDS, OF_SCHEDULES, Unreadable, read
+from shared.events import KINDS, OF_SCHEDULES, OF_THE_STREAM, Unreadable, read
 from shared.ledger import QUESTIONS
 from shared.plan import plan_hash, read_goal
 
@@ -24,6 +24,7 @@ TAILS = {
     "principal": "ann",
     "name": "nightly",
     "tick": "1795654800",
+    "size": "9",
 }
 
 
@@ -38,7 +39,12 @@ def sections() -> dict[str, bytes]:
 
 
 def test_every_event_stands_in_the_wire() -> None:
-    assert {".".join(subject.split(".")[:2]) for subject in sections()} == {*KINDS, *OF_SCHEDULES, "goal.submitted"}
+    assert {".".join(subject.split(".")[:2]) for subject in sections()} == {
+        *KINDS,
+        *OF_SCHEDULES,
+        *OF_THE_STREAM,
+        "goal.submitted",
+    }
 
 
 @pytest.mark.parametrize("subject", sections())

@@ -16,6 +16,7 @@ DOORS: dict[str, tuple[tuple[str, ...], int]] = {
     "docker": (("services/log_agent/",), 1),
     "duckdb": (("services/registry/store.py",), 1),
     "cel_expr_python": (("shared/conditions.py",), 1),
+    "cryptography": (("shared/proof/keys.py",), 1),
     "aiohttp": (("services/gateway/", "services/log_agent/", "services/executor/tasks/"), 100),
 }
 # The benchmark of the floor is three bare nats-py processes: measuring NATS without Remit is its purpose.
@@ -90,6 +91,10 @@ def test_the_cli_imports_no_service(path: str) -> None:
 # its pure half (text and nanoseconds) may be used; `now` and `now_ns` are for shells.
 PURE = (
     "shared/allow.py",
+    "shared/audit/findings.py",
+    "shared/audit/of_run.py",
+    "shared/audit/of_stream.py",
+    "shared/audit/reading.py",
     "shared/catalogue.py",
     "shared/conditions.py",
     "shared/errors.py",
@@ -97,6 +102,9 @@ PURE = (
     "shared/ledger.py",
     "shared/plan.py",
     "shared/playbook.py",
+    "shared/proof/bundle.py",
+    "shared/proof/merkle.py",
+    "shared/proof/sealing.py",
     "shared/redact.py",
     "shared/run.py",
     "shared/schedule.py",
@@ -140,6 +148,13 @@ def test_a_pure_module_touches_no_world(path: str) -> None:
     worldly = {name for name in IMPORTS[path] if any(name == one or name.startswith(f"{one}.") for one in WORLDLY)}
     assert worldly == set()
     assert calls(ROOT / path) & CLOCKS == set()
+
+
+@pytest.mark.parametrize("path", sorted(path for path in IMPORTS if path.startswith("shared/audit/")))
+def test_the_audit_shares_no_code_with_what_it_checks(path: str) -> None:
+    """Not even the subjects and the events: what both got wrong could not be seen."""
+    ours = {name for name in IMPORTS[path] if name.split(".")[0] in ("shared", "services", "cli")}
+    assert {name for name in ours if name != "shared.audit" and not name.startswith("shared.audit.")} == set()
 
 
 def test_no_room_is_a_drawer_for_everything() -> None:

@@ -9,7 +9,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shared.events import ATTEMPT_MAX, KINDS, OF_SCHEDULES, Event, ScheduleTicked, TimerFired, Unreadable, encode, read
+from shared.events import (
+    ATTEMPT_MAX,
+    KINDS,
+    OF_SCHEDULES,
+    OF_THE_STREAM,
+    AuditSealed,
+    Event,
+    ScheduleTicked,
+    TimerFired,
+    Unreadable,
+    encode,
+    read,
+)
 from shared.plan import read_goal
 from tests import controls
 
@@ -36,7 +48,7 @@ def contains(whole: Any, part: Any) -> bool:
 
 def test_every_kind_has_a_frozen_sample_and_no_sample_is_without_a_kind() -> None:
     """An event that is added brings its sample; a sample is never removed."""
-    assert {path.stem for path in SAMPLES.glob("*.json")} == {*KINDS, *OF_SCHEDULES, "goal.submitted"}
+    assert {path.stem for path in SAMPLES.glob("*.json")} == {*KINDS, *OF_SCHEDULES, *OF_THE_STREAM, "goal.submitted"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -63,6 +75,29 @@ def test_the_frozen_tick_of_a_schedule_reads_as_one() -> None:
     event = read(subject, SEQ, AT_NS, json.dumps({**data, "zz": [[]]}).encode())
     assert (event.kind, event.run, event.tail) == ("schedule.ticked", 0, "nightly.1795654800")
     assert isinstance(event.body, ScheduleTicked) and contains(json.loads(encode(event.body)), data)
+
+
+def test_the_frozen_seal_reads_as_one() -> None:
+    """It belongs to no run: what it is called stands in `tail`."""
+    subject, data = sample("audit.sealed")
+    event = read(subject, SEQ, AT_NS, json.dumps({**data, "zz": [[]]}).encode())
+    assert (event.kind, event.run, event.tail) == ("audit.sealed", 0, "seal-9")
+    assert isinstance(event.body, AuditSealed) and contains(json.loads(encode(event.body)), data)
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "audit.sealed",
+        "audit.sealed.9",
+        "audit.sealed.seal-0",
+        "audit.sealed.seal-09",
+        "audit.sealed.seal-9.x",
+        "audit.x",
+    ],
+)
+def test_a_subject_of_no_seal_is_unreadable(subject: str) -> None:
+    assert isinstance(read(subject, SEQ, AT_NS, json.dumps(sample("audit.sealed")[1]).encode()).body, Unreadable)
 
 
 def test_a_schedules_alarm_is_a_timer_without_a_run() -> None:
@@ -282,7 +317,7 @@ subjects = (
     | st.lists(tokens | st.text(max_size=3), max_size=8).map(".".join)
     | st.builds(
         lambda kind, rest: ".".join([kind, *rest]),
-        st.sampled_from([*KINDS, *OF_SCHEDULES, "goal.submitted"]),
+        st.sampled_from([*KINDS, *OF_SCHEDULES, *OF_THE_STREAM, "goal.submitted"]),
         st.lists(tokens | st.integers().map(str), max_size=5),
     )
 )
@@ -305,7 +340,8 @@ def test_reading_never_raises(subject: str, data: bytes, seq: int) -> None:
     if not isinstance(event.body, Unreadable):
         assert event.run <= seq
         if event.kind != "goal.submitted":
-            kinds = {kind: struct for kind, (struct, *_) in KINDS.items()} if event.run else OF_SCHEDULES
+            of_no_run = OF_SCHEDULES | OF_THE_STREAM
+            kinds = {kind: struct for kind, (struct, *_) in KINDS.items()} if event.run else of_no_run
             assert isinstance(event.body, kinds[event.kind]) and event.run < seq
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.registry.fold import Batch, Fold
+from services.registry.store import TABLES
 from shared.events import encode
 from shared.plan import Reused
 from shared.status import RUN_ENDS
@@ -42,9 +43,7 @@ class Tables:
     """The rows as the store keeps them: runs and steps replaced when they are rewritten, the others appended."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, list[Row]] = {
-            table: [] for table in ("events", "runs", "steps", "approvals", "artifacts", "llm_calls")
-        }
+        self.rows: dict[str, list[Row]] = {table: [] for table in TABLES}
         self.position = 0
 
     def write(self, batch: Batch) -> None:
@@ -59,7 +58,7 @@ class Tables:
         active = {row[0] for row in self.rows["runs"] if row[5] not in RUN_ENDS}
         last = max((row[0] for row in self.rows["events"]), default=0)
         found = [
-            (subject, seq, at_us, (body or "").encode(), unreadable)
+            (subject, seq, at_us, body or b"", unreadable)
             for seq, at_us, subject, _, run, *_, unreadable, body in self.rows["events"]
             if run in active or (run or 0) > last
         ]
@@ -231,8 +230,8 @@ def test_a_runs_tokens_are_the_sum_of_its_calls_that_counted() -> None:
     applied = {row[0] for row in tables.rows["events"] if row[8]}
     for row in tables.rows["runs"]:
         calls = [call for call in tables.rows["llm_calls"] if call[2] == row[0] and call[0] in applied]
-        assert row[13] == sum(call[7] or 0 for call in calls)
-        assert row[14] == sum(call[8] or 0 for call in calls)
+        assert row[13] == sum(call[10] or 0 for call in calls)
+        assert row[14] == sum(call[11] or 0 for call in calls)
 
 
 def test_a_question_is_a_row_with_the_answers_that_counted() -> None:
@@ -275,3 +274,53 @@ def test_what_a_schedule_says_has_its_row_and_belongs_to_no_run() -> None:
         ("timer.fired", None, True, True),
         ("schedule.ticked", None, False, False),
     ]
+    [tick] = folded(stream).rows["ticked"]
+    assert tick[2:6] == ("nightly", 1_795_654_800, 1_795_654_800_000_000, "ran")
+
+
+def test_every_attempt_has_its_row_with_its_end() -> None:
+    """Two attempts of one step, the first failed; a run that ends takes what still runs with it."""
+    stream = Stream()
+    run = stream.planned(controls.plan(controls.step("a", max_attempts=2), controls.step("b")))
+    stream.put(run_started(run), controls.started())
+    for step in ("a", "b"):
+        stream.put(step_dispatched(run, step, 1, "noop"), controls.dispatched())
+    stream.put(step_failed(run, "a", 1), controls.failed(host="tower"))
+    stream.put(step_dispatched(run, "a", 2, "noop"), controls.dispatched())
+    stream.put(step_completed(run, "a", 2), controls.completed(host="attic"))
+    stream.put(run_completed(run), controls.run_over(status="failed"))
+    rows = [(row[1], row[2], row[4], row[8], row[9]) for row in folded(stream).rows["ended_attempts"]]
+    assert rows == [
+        ("a", 1, "tower", "failed", "unavailable"),
+        ("a", 2, "attic", "succeeded", None),
+        ("b", 1, None, "skipped", None),
+    ]
+
+
+def test_an_attempt_that_could_not_begin_is_one_without_a_dispatch() -> None:
+    stream = Stream()
+    run = stream.planned(controls.plan(controls.step("a", max_attempts=2)))
+    stream.put(run_started(run), controls.started())
+    stream.put(step_dispatched(run, "a", 1, "noop"), ACK)
+    [row] = folded(stream).rows["ended_attempts"]
+    assert (row[2], row[5], row[8], row[9]) == (1, None, "failed", "unreadable_dispatch")
+
+
+def test_attempts_in_the_rows_are_those_that_the_steps_count() -> None:
+    """In a busy stream: no attempt twice, and as many as the step of an ended run says."""
+    for seed in range(20):
+        rows = folded(a_busy_stream(seed)).rows
+        named = [row[:3] for row in rows["ended_attempts"]]
+        assert len(named) == len(set(named))
+        ended = {row[0] for row in rows["runs"] if row[5] in RUN_ENDS}
+        for row in rows["steps"]:
+            if row[0] in ended:
+                assert {one[2] for one in named if one[:2] == (row[0], row[2])} == set(range(1, row[6] + 1)), row
+
+
+def test_a_plan_is_a_row_with_its_budgets() -> None:
+    stream = Stream()
+    run = stream.planned()
+    stream.put(plan_created(run), controls.plan(controls.step("z")))  # a second one, which is not the plan
+    [row] = folded(stream).rows["plans"]
+    assert row[0] == run and row[1] == controls.plan().plan_hash and row[7:11] == (1, 10, 3600, 10_000)

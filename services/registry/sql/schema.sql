@@ -43,6 +43,22 @@ create table if not exists runs (
     stop_reason varchar       -- why nothing more may start; there before the end, and after it
 );
 
+create table if not exists plans (
+    run ubigint not null,
+    plan_hash varchar not null,
+    directive varchar not null,
+    playbook varchar,
+    playbook_version varchar,
+    catalogue_version varchar not null,
+    rules_version varchar not null,
+    steps_total uinteger not null,
+    max_steps uinteger not null,
+    time_budget_s uinteger not null,
+    token_budget ubigint not null,
+    retry_of ubigint,
+    planned_at timestamp not null
+);
+
 create table if not exists steps (
     run ubigint not null,
     place uinteger not null,  -- its place in the plan, from 0
@@ -60,6 +76,19 @@ create table if not exists steps (
     cause varchar,            -- why it was skipped, for programs
     reused_from ubigint,      -- the run whose result stands for its own
     waits_until timestamp     -- it rests, waits, or may be approved until then
+);
+
+create table if not exists ended_attempts (
+    run ubigint not null,
+    step varchar not null,
+    attempt uinteger not null,
+    task varchar,             -- null for what the executor performs itself
+    host varchar,             -- null where nobody has said it
+    dispatched_at timestamp,  -- null: its dispatch was unreadable or too early, and it never ran
+    ended_at timestamp not null,
+    duration_s double,
+    outcome varchar not null, -- a step's status word; failed also where another attempt follows
+    error varchar
 );
 
 create table if not exists approvals (
@@ -97,6 +126,9 @@ create table if not exists llm_calls (
     run ubigint not null,
     step varchar not null,
     call varchar not null,
+    attempt uinteger not null,
+    directive varchar not null,
+    task varchar,
     request_model varchar not null,
     response_model varchar,
     input_tokens ubigint,     -- null: the server did not report it
@@ -106,3 +138,50 @@ create table if not exists llm_calls (
     duration_s double,
     outcome varchar not null
 );
+
+create table if not exists ticked (
+    seq ubigint not null,
+    said_at timestamp not null,
+    schedule varchar not null,
+    tick ubigint not null,    -- the epoch second at which it was due
+    due_at timestamp not null,
+    outcome varchar not null, -- ran, late, caught_up, coalesced, skipped
+    reason varchar,
+    schedule_version bigint not null,
+    zone varchar not null
+);
+
+-- Every attempt of every step, the running ones, too.
+create view if not exists attempts as
+select run, step, attempt, task, host, dispatched_at, ended_at, duration_s, outcome, error from ended_attempts
+union all
+select run, step, attempts, task, host, dispatched_at, null, null, 'running', null from steps where status = 'running';
+
+-- Every decided tick once, as the first that was said in its time, and the run that its goal began.
+create view if not exists ticks as
+select t.schedule, t.tick, t.due_at, t.said_at, t.outcome, t.reason, t.schedule_version, t.zone, r.run
+from (
+    select * from ticked
+    where tick <= epoch(said_at) + 3600
+    qualify row_number() over (partition by schedule, tick order by seq) = 1
+) t
+left join (select principal, min(run) as run from runs where principal like 'schedule\_%' escape '\' group by all) r
+       on r.principal = 'schedule_' || t.schedule || '_' || t.tick;
+
+-- Every host that has worked, and when last.
+create view if not exists hosts as
+select host, count(*) as attempts, count(*) filter (where outcome = 'failed') as failed,
+       min(dispatched_at) as first_at, max(ended_at) as last_at
+from ended_attempts
+where host is not null
+group by host;
+
+create view if not exists active_runs as
+select * from runs where status in ('pending', 'queued', 'awaiting_approval', 'running');
+
+create view if not exists ended_runs as
+select * from runs
+where status in ('succeeded', 'failed', 'cancelled', 'rejected', 'timed_out', 'budget_exhausted', 'rolled_back');
+
+create view if not exists open_approvals as
+select * from approvals where is_open and status = 'pending';

@@ -1,0 +1,292 @@
+"""`remit tokens|usage|daily|sql`: what the registry knows, as tables with bars, JSON, CSV or Parquet."""
+
+import csv
+import io
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import msgspec
+
+from cli.speak import data, ends_well, nats_option, plain, table, talk, with_bus
+from shared import asking
+from shared.bus import Bus
+from shared.clock import now
+from shared.errors import Malformed, RemitError, Unavailable
+from shared.ledger import LIMIT_MAX, SELECT_ROWS_MAX, TOKENS_BY, Answer, By, Question, Rates
+
+ASK_S = 15.0
+AS_OF_S = 600.0
+BAR_CHARS = 24
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for a formula at the beginning of a cell
+COUNTS = ("calls", "unknown_calls", "input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens")
+
+Rows = list[dict[str, Any]]
+
+
+def printed(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every command that prints a report."""
+    command = click.option(
+        "--to", type=click.Path(dir_okay=False, path_type=Path), help="Write csv or parquet into this file."
+    )(command)
+    command = click.option(
+        "-o",
+        "--output",
+        type=click.Choice(["text", "json", "csv", "parquet"]),
+        default="text",
+        help="How to print the data.",
+    )(command)
+    return nats_option(command)
+
+
+def between(command: Callable[..., Any]) -> Callable[..., Any]:
+    for name, help_text in (
+        ("--until", "Up to this time, or the beginning of this day (UTC)."),
+        ("--since", "From this day (2026-11-21) or time (2026-11-21T09:30:00Z) on."),
+    ):
+        command = click.option(name, metavar="WHEN", help=help_text)(command)
+    return command
+
+
+@click.command()
+@click.option("--by", type=click.Choice(TOKENS_BY), help="Sum by this (default: by day and model).")
+@between
+@printed
+@ends_well
+def tokens(by: By | None, since: str | None, until: str | None, output: str, to: Path | None) -> None:
+    """Show what language models' calls used. What a server did not report is unknown, and never counted as 0."""
+    assert by is None or by in get_args(By)
+    question = Question(by=by, since=since, until=until, limit=LIMIT_MAX)
+    rows, first = with_bus(lambda bus: _whole(bus, "tokens", question))
+    total = first.more["total"]
+    keys = (by,) if by else ("day", "model")
+    if output == "json":
+        data({"total": total, "rows": rows})
+    elif output != "text":
+        _written(rows, (*keys, *COUNTS, "duration_s"), output, to)
+    else:
+        shown = [_counted(row) for row in rows]
+        columns: tuple[str, ...] = (*keys, "calls", "unknown_calls", "input_tokens", "output_tokens")
+        _bars(shown, columns, [_sum(row) for row in rows], "tokens")
+        unknown = f" ({total['unknown_calls']} of unknown usage)" if total["unknown_calls"] else ""
+        talk(f"{total['calls']} calls{unknown}: {total['input_tokens']} tokens in, {total['output_tokens']} out")
+
+
+@click.command()
+@between
+@printed
+@ends_well
+def usage(since: str | None, until: str | None, output: str, to: Path | None) -> None:
+    """Show how runs and steps ended, how long they took, retries, and how long answers were waited for."""
+    more = with_bus(lambda bus: _asked(bus, "usage", Question(since=since, until=until))).more
+    if output == "json":
+        data(more)
+    elif output != "text":
+        _written(_flat({name: more[f"{name}s"] for name in ("run", "step", "approval")}), None, output, to)
+    else:
+        _head("runs")
+        _bars(more["runs"], ("status", "runs", "p50_s", "p95_s"), [row["runs"] for row in more["runs"]])
+        _head("steps")
+        steps = ("task", "status", "steps", "attempts", "retries", "p50_s", "p95_s")
+        _bars(more["steps"], steps, [row["steps"] for row in more["steps"]])
+        _head("approvals")
+        waits = ("status", "approvals", "p50_wait_s", "p95_wait_s")
+        _bars(more["approvals"], waits, [row["approvals"] for row in more["approvals"]])
+
+
+@click.command()
+@click.argument("day", required=False)
+@click.option("--rates", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Prices, as JSON.")
+@printed
+@ends_well
+def daily(day: str | None, rates: Path | None, output: str, to: Path | None) -> None:
+    """One page for a DAY (UTC; default: today): runs, failures and why, approvals and by whom, ticks, tokens, cost.
+
+    Prices are those of the config's key `rates`, or of a file:
+    {"currency": "EUR", "models": {"small": {"input_per_million": 0.15, "output_per_million": 0.6}}}
+    """
+    question = Question(day=day or now()[:10], limit=LIMIT_MAX, rates=_rates(rates) if rates else None)
+    failures, first = with_bus(lambda bus: _whole(bus, "daily", question))
+    page = {**first.more, "failures": failures}
+    if output == "json":
+        data(page)
+    elif output != "text":
+        parts = {"run": page["runs"], "failure": failures, "approval": page["approvals"], "tick": page["ticks"]}
+        _written(_flat({**parts, "tokens": page["tokens"], "total": [page["total"]]}), None, output, to)
+    else:
+        _daily(page)
+
+
+def _daily(page: dict[str, Any]) -> None:
+    _head(f"{page['day']}: {sum(row['runs'] for row in page['runs'])} runs")
+    _bars(page["runs"], ("status", "runs", "p50_s", "p95_s"), [row["runs"] for row in page["runs"]])
+    for name, rows, columns in (
+        ("failures", page["failures"], ("run", "status", "directive", "step", "error", "reason")),
+        ("approvals", page["approvals"], ("status", "by_whom", "approvals", "p50_wait_s")),
+        ("ticks", page["ticks"], ("schedule", "outcome", "ticks", "reason")),
+    ):
+        _head(name)
+        if rows:
+            named = [{**row, "by_whom": [who or "somebody" for who in row.get("by_whom") or []]} for row in rows]
+            table([_rounded(row) for row in named], columns)
+        else:
+            click.echo("none")
+    _head("tokens")
+    priced = ("cost",) if page["total"]["currency"] else ()
+    shown = [{**_counted(row), "cost": "unknown" if row.get("cost") is None else row["cost"]} for row in page["tokens"]]
+    used = ("model", "calls", "unknown_calls", "input_tokens", "output_tokens", *priced)
+    _bars(shown, used, [_sum(row) for row in page["tokens"]], "tokens")
+    total = page["total"]
+    if total["currency"]:
+        least = "" if total["cost_is_whole"] else "at least " if total["cost"] is not None else ""
+        told = "unknown" if total["cost"] is None else f"{total['cost']:.2f} {total['currency']}"
+        why = "" if total["cost_is_whole"] else " (usage or a price is unknown)"
+        click.echo(plain(f"cost: {least}{told}{why}"))
+
+
+@click.command()
+@click.argument("query")
+@click.option("--as-of", metavar="SEQ|WHEN", help="The tables as they stood at this event, day or time.")
+@click.option("--limit", type=click.IntRange(1, SELECT_ROWS_MAX), default=1000, show_default=True, help="Rows at most.")
+@printed
+@ends_well
+def sql(query: str, as_of: str | None, limit: int, output: str, to: Path | None) -> None:
+    """Run one select over the registry's tables; nothing can be changed, read from a file or fetched by it."""
+    if as_of:
+        talk("folding the stream up to there")
+    question = Question(sql=query, as_of=as_of, limit=limit)
+    answer = with_bus(lambda bus: _asked(bus, "sql", question, timeout_s=AS_OF_S if as_of else ASK_S))
+    columns = answer.more["columns"]
+    if output == "json":
+        data({"columns": columns, "rows": answer.rows, "cut": answer.more["cut"], "position": answer.position})
+    elif output != "text":
+        _written(answer.rows, columns, output, to)
+    else:
+        table(answer.rows, columns)
+    if answer.more["cut"]:
+        talk(f"{answer.more['cut']}; --limit goes up to {SELECT_ROWS_MAX}, or select less")
+    if as_of:
+        talk(f"as of event {answer.more['as_of']}, folded in {answer.more['folded_s']} s")
+
+
+# -- asking ------------------------------------------------------------------------------------------------------
+
+
+async def _asked(bus: Bus, name: str, question: Question, *, timeout_s: float = ASK_S) -> Answer:
+    try:
+        return await asking.ask(bus, name, question, timeout_s=timeout_s)
+    except Unavailable as error:
+        raise Unavailable(f"the registry does not answer ({error.message}); is `remit up` running?") from error
+
+
+async def _whole(bus: Bus, name: str, question: Question) -> tuple[Rows, Answer]:
+    """Every page's rows, and the first answer."""
+    first = answer = await _asked(bus, name, question)
+    rows = list(first.rows)
+    while answer.next_page is not None:
+        answer = await _asked(bus, name, msgspec.structs.replace(question, page=answer.next_page))
+        rows += answer.rows
+    return rows, first
+
+
+def _rates(path: Path) -> Rates:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Rates)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Malformed(f"{path} holds no prices: {error}", field="--rates") from error
+
+
+# -- printing ----------------------------------------------------------------------------------------------------
+
+
+def _head(text: str) -> None:
+    click.echo(click.style(f"\n{plain(text)}", bold=True))
+
+
+def _sum(row: dict[str, Any]) -> int:
+    return (row["input_tokens"] or 0) + (row["output_tokens"] or 0)
+
+
+def _counted(row: dict[str, Any]) -> dict[str, Any]:
+    """Counts for a person: unknown where nothing was reported, and a + where something was not."""
+    shown = dict(row)
+    for name in ("input_tokens", "output_tokens"):
+        known = row[name]
+        shown[name] = "unknown" if known is None else f"{known:,}" + (" +" if row["unknown_calls"] else "")
+    return shown
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
+
+
+def _bars(rows: Rows, columns: Sequence[str], sizes: Iterable[float], title: str = "") -> None:
+    """A table with a bar for each row's size beside the largest."""
+    sizes = list(sizes)
+    if not rows:
+        click.echo("none")
+        return
+    most = max(sizes, default=0) or 1
+    shown = [
+        {**_rounded(row), "bar": "█" * max(round(size / most * BAR_CHARS), 1 if size else 0)}
+        for row, size in zip(rows, sizes, strict=True)
+    ]
+    table(shown, (*columns, "bar"), titles={"bar": title})
+
+
+def _flat(parts: dict[str, Rows]) -> Rows:
+    """Several tables as one: `what` says of which each row is, and every row has every column."""
+    names = list(dict.fromkeys(name for rows in parts.values() for row in rows for name in row))
+    return [{"what": what, **{name: row.get(name) for name in names}} for what, rows in parts.items() for row in rows]
+
+
+def cell(value: Any) -> Any:
+    """A value as it may stand in a spreadsheet: text that would be a formula there begins with an apostrophe."""
+    if isinstance(value, list | dict):
+        value = msgspec.json.encode(value).decode()
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def csv_text(rows: Rows, columns: Sequence[str]) -> str:
+    """RFC 4180; what is null is empty."""
+    made = io.StringIO()
+    writer = csv.writer(made)
+    writer.writerow([cell(name) for name in columns])
+    writer.writerows([cell(row.get(name)) for name in columns] for row in rows)
+    return made.getvalue()
+
+
+def parquet_bytes(rows: Rows, columns: Sequence[str]) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    made = io.BytesIO()
+    columned = {name: [row.get(name) for row in rows] for name in columns}
+    try:
+        whole = pa.table(columned)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):  # a column of more than one type
+        whole = pa.table({name: [_text(value) for value in values] for name, values in columned.items()})
+    parquet.write_table(whole, made)
+    return made.getvalue()
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _written(rows: Rows, columns: Sequence[str] | None, output: str, to: Path | None) -> None:
+    columns = columns or (list(rows[0]) if rows else [])
+    made = csv_text(rows, columns).encode() if output == "csv" else parquet_bytes(rows, columns)
+    if to is not None:
+        try:
+            to.write_bytes(made)
+        except OSError as error:
+            raise RemitError(f"{to} cannot be written: {error}") from error
+        talk(f"{len(rows)} rows in {to}")
+    elif output == "parquet" and sys.stdout.isatty():
+        raise Malformed("Parquet is nothing for a terminal: name a file, or send it into a pipe", field="--to")
+    else:
+        sys.stdout.buffer.write(made)
+        sys.stdout.buffer.flush()

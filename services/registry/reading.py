@@ -1,0 +1,70 @@
+"""What a stranger's query may be, pure: DuckDB's own parser gives the tree, and here it is walked.
+
+Theory of operation. Three walls stand one behind the other. The parser accepts nothing but one select here (its JSON
+knows no other statement). This walk lets through only the registry's own tables, the query's own named parts, and
+functions that make rows out of numbers: table functions that read files, pointers or settings never reach the
+engine. And the engine itself has external access off and its configuration locked (`store`).
+"""
+
+from typing import Any
+
+ROW_FUNCTIONS = frozenset(("range", "generate_series", "unnest"))
+# Scalar functions that look beyond their arguments or leave something behind.
+NO_FUNCTIONS = frozenset(
+    (
+        "getenv", "getvariable", "current_setting", "set_config", "nextval", "currval", "setseed", "write_log",
+        "parse_duckdb_log_message", "json_execute_serialized_sql", "sleep_ms", "icu_sort_key",
+    )
+)  # fmt: skip
+SHOWN = frozenset(("DESCRIBE", "SUMMARY"))
+
+
+def refusal(parsed: dict[str, Any], tables: frozenset[str]) -> str:
+    """Why this query is not run; "" when it may be. `parsed` is what `json_serialize_sql` says of it."""
+    if parsed.get("error"):
+        return f"only one select is answered here: {parsed.get('error_message', 'it cannot be parsed')}"
+    statements = parsed.get("statements") or []
+    if len(statements) != 1:
+        return f"one select at a time: these are {len(statements)} statements"
+    named = frozenset(_named(statements[0]))
+    return _walk(statements[0], tables | named, tables)
+
+
+def _named(node: Any) -> list[str]:
+    """The names that the query itself gives to parts of it."""
+    if isinstance(node, list):
+        return [name for one in node for name in _named(one)]
+    if not isinstance(node, dict):
+        return []
+    found = [name for one in node.values() for name in _named(one)]
+    parts = node.get("cte_map")
+    if isinstance(parts, dict):
+        found += [one["key"].lower() for one in parts.get("map", [])]
+    return found
+
+
+def _walk(node: Any, known: frozenset[str], tables: frozenset[str]) -> str:
+    if isinstance(node, list):
+        return next((why for one in node if (why := _walk(one, known, tables))), "")
+    if not isinstance(node, dict):
+        return ""
+    kind = node.get("type")
+    if kind == "BASE_TABLE":
+        path = [part.lower() for part in node["qualified_name"]["path"]]
+        if path[-1] not in known or (len(path) > 1 and path[:-1] != ["main"]):
+            return f"there is no table {'.'.join(path)[:80]}; there are {', '.join(sorted(tables))}"
+    elif kind == "SHOW_REF":
+        if node.get("show_type") not in SHOWN:
+            return "only describe and summarize are answered"
+    elif kind == "TABLE_FUNCTION":
+        function = node.get("function") or {}
+        if _name(function) not in ROW_FUNCTIONS:
+            return f"the function {_name(function)[:80]} is not available"
+        return _walk([value for value in function.values() if isinstance(value, dict | list)], known, tables)
+    elif node.get("class") in ("FUNCTION", "WINDOW") and _name(node) in NO_FUNCTIONS:
+        return f"the function {_name(node)} is not available"
+    return _walk([value for value in node.values() if isinstance(value, dict | list)], known, tables)
+
+
+def _name(function: dict[str, Any]) -> str:
+    return str(function.get("function_name", "")).lower()

@@ -1,0 +1,19 @@
+-- What did the language models' calls use, by host, from $since until before $until? Behind $page, $limit at most.
+-- A sum is of what servers reported, and null where none did; unknown_calls counts the others.
+select coalesce(host, '(none)') as key,
+       count(*) as calls,
+       count(*) filter (where input_tokens is null or output_tokens is null) as unknown_calls,
+       sum(input_tokens)::bigint as input_tokens,
+       sum(output_tokens)::bigint as output_tokens,
+       sum(cached_tokens)::bigint as cached_tokens,
+       sum(reasoning_tokens)::bigint as reasoning_tokens,
+       round(sum(duration_s), 6) as duration_s
+from (
+    select c.*, a.host
+    from llm_calls c left join ended_attempts a on a.run = c.run and a.step = c.step and a.attempt = c.attempt
+)
+where said_at >= $since and said_at < $until
+group by 1
+having key > $page
+order by key asc
+limit $limit

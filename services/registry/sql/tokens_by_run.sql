@@ -1,0 +1,15 @@
+-- What did the language models' calls use, by run, from $since until before $until? Newest first, before run $page.
+-- A sum is of what servers reported, and null where none did; unknown_calls counts the others.
+select run as key,
+       count(*) as calls,
+       count(*) filter (where input_tokens is null or output_tokens is null) as unknown_calls,
+       sum(input_tokens)::bigint as input_tokens,
+       sum(output_tokens)::bigint as output_tokens,
+       sum(cached_tokens)::bigint as cached_tokens,
+       sum(reasoning_tokens)::bigint as reasoning_tokens,
+       round(sum(duration_s), 6) as duration_s
+from llm_calls
+where said_at >= $since and said_at < $until and run < $page::ubigint
+group by run
+order by run desc
+limit $limit

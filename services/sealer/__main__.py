@@ -1,0 +1,24 @@
+"""`python -m services.sealer`: the sealer as a process."""
+
+import asyncio
+
+from services.sealer.service import Sealer
+from shared import process
+from shared.append import Appender
+from shared.config import data_dir, setting
+
+
+async def main(stop: asyncio.Event) -> None:
+    bus = await process.connected("sealer")
+    every_s, every_events = setting("SEAL_EVERY_S", float, 60.0), setting("SEAL_EVERY_EVENTS", int, 10_000)
+    appender = await Appender(bus).start()
+    sealer = Sealer(bus, appender, data_dir(), every_s=every_s, every_events=every_events)
+    await sealer.start()
+    await process.until(stop, sealer.failed())
+    await sealer.stop()
+    appender.stop()
+    await bus.close()
+
+
+if __name__ == "__main__":
+    process.run("sealer", main)

@@ -1,0 +1,1 @@
+"""The seals of the stream: a Merkle tree over its messages, signed heads, and what can be proven with them."""

@@ -1,0 +1,215 @@
+"""Tokens, usage and a day's page, as they are asked: every page, and nothing invented where nothing was reported."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from pyarrow import parquet
+
+from bench.made import stream as made_stream
+from cli.reports import cell, csv_text
+from services.registry import reports
+from services.registry.fold import Fold
+from services.registry.store import Store
+from shared.append import Appender
+from shared.bus import Bus
+from shared.errors import Malformed
+from shared.events import encode
+from shared.ledger import TOKENS_BY, Answer, Question, Rate, Rates, whole_day
+from shared.subjects import llm_called, plan_created, run_completed, run_started, step_completed, step_dispatched
+from tests import controls
+from tests.conftest import until
+from tests.registry.conftest import LEDGER, ask, last_seq
+from tests.stack import Stack
+
+RATES = Rates(currency="EUR", models={"small-2026": Rate(input_per_million=1, output_per_million=2)})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """Three hundred runs over ninety days."""
+    store, fold = Store(tmp_path_factory.mktemp("ledger") / LEDGER), Fold()
+    store.begin("EVENTS", "2026")
+    for message in made_stream(300, seed=3):
+        fold.add(*message)
+    store.write(fold.take())
+    yield store
+    store.close()
+
+
+async def tokens(store: Store, question: Question) -> Answer:
+    async def read(name: str, **values: Any) -> list[dict[str, Any]]:
+        return store.ask(name, values)
+
+    return await reports.tokens(read, question)
+
+
+def one(store: Store, query: str) -> dict[str, Any]:
+    return store.select(query, rows_max=1, time_s=10)[1][0]
+
+
+@pytest.mark.parametrize("by", [None, *TOKENS_BY])
+@pytest.mark.parametrize("limit", [1, 7, 1000])
+async def test_every_page_together_is_the_whole(store: Store, by: Any, limit: int) -> None:
+    """Whatever is summed by: the pages give each group once, and their sums are the table's."""
+    question = Question(by=by, limit=limit)
+    answer = await tokens(store, question)
+    total, found = answer.more["total"], list(answer.rows)
+    while answer.next_page is not None:
+        answer = await tokens(store, Question(by=by, limit=limit, page=answer.next_page))
+        assert answer.rows or limit <= len(found)
+        found += answer.rows
+    keys = [(row["day"], row["model"]) if by is None else row[by] for row in found]
+    assert len(keys) == len(set(keys))
+    whole = one(store, "select count(*) as calls, sum(input_tokens)::bigint as i from llm_calls")
+    assert sum(row["calls"] for row in found) == total["calls"] == whole["calls"] > 100
+    assert sum(row["input_tokens"] or 0 for row in found) == total["input_tokens"] == whole["i"]
+
+
+async def test_a_span_holds_its_beginning_and_not_its_end(store: Store) -> None:
+    days = [row["day"] for row in (await tokens(store, Question(by="day", limit=1000))).rows]
+    some = await tokens(store, Question(by="day", limit=1000, since=days[5], until=days[2]))
+    assert [row["day"] for row in some.rows] == days[3:6]
+    assert sum(row["calls"] for row in some.rows) == some.more["total"]["calls"]
+
+
+async def test_usage_that_was_not_reported_is_unknown(store: Store) -> None:
+    """The calls without a usage carry the name that was asked for: their sums are null, never 0."""
+    found = (await tokens(store, Question(by="model", limit=10))).rows
+    lost = [row for row in found if row["unknown_calls"] == row["calls"]]
+    assert lost
+    assert {(row["input_tokens"], row["output_tokens"], row["cached_tokens"]) for row in lost} == {(None, None, None)}
+    assert {row["reasoning_tokens"] for row in found} == {None}
+
+
+async def test_a_day_s_page_says_what_it_does_not_know(store: Store) -> None:
+    """Its cost is that of what has a price and was reported, and it says so when that is not all."""
+
+    async def read(name: str, **values: Any) -> list[dict[str, Any]]:
+        return store.ask(name, values)
+
+    failed = one(store, "select strftime(ended_at, '%Y-%m-%d') as day, run from runs where status = 'failed'")
+    page = await reports.daily(read, Question(day=failed["day"], limit=50), RATES)
+    [row] = [row for row in page.rows if row["run"] == failed["run"]]
+    assert (row["step"], row["error"], row["reason"]) == ("b", "unavailable", "step b failed: unavailable")
+    total, models = page.more["total"], page.more["tokens"]
+    priced = [row for row in models if row["model"] == "small-2026"]
+    assert total["cost"] == pytest.approx(sum((r["input_tokens"] + 2 * r["output_tokens"]) / 1e6 for r in priced))
+    assert total["cost_is_whole"] is False
+    assert [row["cost"] for row in models if row["model"] != "small-2026"] == [None] * (len(models) - len(priced))
+    without = await reports.daily(read, Question(day=failed["day"], limit=50), None)
+    assert (without.more["total"]["cost"], without.more["total"]["cost_is_whole"]) == (None, False)
+    assert sum(row["ticks"] for row in page.more["ticks"]) <= 1
+
+
+async def test_how_runs_steps_and_questions_went(store: Store) -> None:
+    async def read(name: str, **values: Any) -> list[dict[str, Any]]:
+        return store.ask(name, values)
+
+    usage = (await reports.usage(read, Question())).more
+    assert sum(row["runs"] for row in usage["runs"]) == 300
+    assert {row["status"] for row in usage["runs"]} == {"succeeded", "failed"}
+    assert sum(row["retries"] for row in usage["steps"]) > 0
+    assert [row["status"] for row in usage["approvals"]] == ["approved"]
+
+
+@pytest.mark.parametrize("text", ["2026-13-01", "2026-1-1", "yesterday", "", "2026-11-18T00:00:00Z", "9999-12-31"])
+def test_a_day_is_a_day(text: str) -> None:
+    with pytest.raises(Malformed):
+        whole_day(text)
+
+
+def test_a_cell_is_never_a_formula() -> None:
+    """Numbers stay numbers; text that a spreadsheet would compute gets an apostrophe; nothing else is changed."""
+    for text in ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"):
+        assert cell(text) == f"'{text}"
+    assert [cell(value) for value in (-1, -1.5, None, "a=1", "", ["-x"])] == [-1, -1.5, None, "a=1", "", '["-x"]']
+    told = csv_text([{"a": "=HYPERLINK(1)", "b": 'two\n"lines"'}], ["a", "b"])
+    assert list(csv.reader(io.StringIO(told))) == [["a", "b"], ["'=HYPERLINK(1)", 'two\n"lines"']]
+
+
+@pytest.fixture
+async def filled(remit: Stack, bus: Bus, appender: Appender) -> AsyncIterator[int]:
+    """A registry with one run that has called a model; the run."""
+    run = await appender.append("goal.submitted.ann", b'{"tasks": ["noop"]}', headers={})
+    for subject, body in (
+        (plan_created(run), controls.plan()),
+        (run_started(run), controls.started()),
+        (step_dispatched(run, "a", 1, "noop"), controls.dispatched()),
+        (llm_called(run, "a", "1-1"), controls.called(response_model="=small")),
+        (llm_called(run, "a", "1-2"), controls.called(input_tokens=None)),
+        (step_completed(run, "a", 1), controls.completed()),
+        (run_completed(run), controls.run_over()),
+    ):
+        await appender.append(subject, encode(body))
+    remit.start("registry")
+    await ask(bus, "status", Question(min_seq=await last_seq(bus)))
+    yield run
+
+
+def printed(remit: Stack, *words: str) -> Any:
+    done = remit.remit(*words)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout) if "json" in words else done.stdout
+
+
+async def test_the_verbs_print_tables_json_csv_and_parquet(remit: Stack, filled: int) -> None:
+    assert printed(remit, "tokens", "-o", "json")["total"]["input_tokens"] == 30
+    [host] = printed(remit, "tokens", "--by", "host", "-o", "json")["rows"]
+    assert (host["host"], host["calls"], host["unknown_calls"]) == ("tower", 2, 1)
+    told = list(csv.DictReader(io.StringIO(printed(remit, "tokens", "--by", "model", "-o", "csv"))))
+    assert [row["model"] for row in told] == ["'=small", "small"]
+    assert [row["input_tokens"] for row in told] == ["30", ""]
+    text = printed(remit, "tokens", "--by", "model")
+    assert "unknown" in text and "█" in text
+    file = remit.folder / "usage.parquet"
+    assert printed(remit, "usage", "-o", "parquet", "--to", str(file)) == ""
+    assert parquet.read_table(file).column("what").to_pylist() == ["run", "step"]
+    rates = remit.folder / "rates.json"
+    rates.write_text('{"currency":"EUR","models":{"small":{"input_per_million":1,"output_per_million":2}}}')
+    day = one_day(remit)
+    page = printed(remit, "daily", day, "--rates", str(rates), "-o", "json")
+    assert page["total"]["currency"] == "EUR" and page["total"]["cost_is_whole"] is False
+    assert page["runs"][0]["status"] == "succeeded" and page["failures"] == []
+    assert "cost:" in printed(remit, "daily", day, "--rates", str(rates))
+
+
+def one_day(remit: Stack) -> str:
+    found: str = printed(remit, "tokens", "--by", "day", "-o", "json")["rows"][0]["day"]
+    return found
+
+
+async def test_the_tables_are_shown_as_they_stood(remit: Stack, bus: Bus, filled: int) -> None:
+    """At each event of the run: its status is what it was then, and the tables of now are untouched."""
+    query = "select status, input_tokens from runs"
+    found = [printed(remit, "sql", query, "--as-of", str(filled + more), "-o", "json")["rows"] for more in (0, 2, 4, 7)]
+    assert [(row["status"], row["input_tokens"]) for [row] in found] == [
+        ("pending", 0), ("running", 0), ("running", 30), ("succeeded", 30)
+    ]  # fmt: skip
+    assert printed(remit, "sql", query, "--as-of", "2020-01-01", "-o", "json")["rows"] == []
+    later = remit.remit("sql", query, "--as-of", "1000")
+    assert later.returncode == 2 and "as_of" in later.stderr
+    refused = remit.remit("sql", "select * from read_csv('/etc/passwd')")
+    assert refused.returncode == 2 and "read_csv" in refused.stderr
+    cut = remit.remit("sql", "select seq from events", "--limit", "3")
+    assert "cut at 3 rows" in cut.stderr
+
+
+async def test_a_replica_folds_into_its_own_file_and_ends_with_the_same_digests(
+    remit: Stack, bus: Bus, filled: int
+) -> None:
+    """It answers nobody: the registry's questions are the registry's."""
+    replica = [sys.executable, "-m", "services.registry"]
+    remit.start_as("replica", replica, REMIT_REGISTRY_FILE=str(remit.folder / "laptop.duckdb"))
+    last = await last_seq(bus)
+    await until(lambda: f"caught up at event {last}" in remit.log("replica"))
+    wanted = (await ask(bus, "digest", Question(min_seq=last))).more
+    assert len(await bus.discover("registry")) == 1
+    assert remit.stop("replica") == 0
+    copy = Store(remit.folder / "laptop.duckdb")
+    assert (copy.position()[1], copy.digest()) == (last, wanted)
+    copy.close()
