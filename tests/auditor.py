@@ -19,6 +19,7 @@ Message = tuple[str, int, int, bytes]  # subject, sequence, stamp in nanoseconds
 
 # Subjects that clients may use again and again, and those that the server says itself.
 REPEATABLE = ("goal.submitted", "timer.fired.", "run.cancel_requested.", "approval.granted.", "approval.rejected.")
+NO_RUNS = ("schedule.", "timer.fired.schedule.", "audit.")
 OUTCOMES = {"ran", "late", "caught_up", "coalesced", "skipped"}
 
 
@@ -56,9 +57,9 @@ def _subjects(messages: list[Message]) -> list[str]:
 
 
 def _parted(messages: list[Message]) -> tuple[list[Message], list[Message]]:
-    """The ticks of schedules, and all that belongs to runs; the alarms of schedules are left out."""
+    """The ticks of schedules, and all that belongs to runs; alarms of schedules and seals are left out."""
     ticked = [message for message in messages if message[0].startswith("schedule.ticked.")]
-    told = [message for message in messages if not message[0].startswith(("schedule.", "timer.fired.schedule."))]
+    told = [message for message in messages if not message[0].startswith(NO_RUNS)]
     return ticked, told
 
 

@@ -269,6 +269,7 @@ STORIES: dict[str, Stream] = {
     "a rest": RESTED,
     "a slot": SLOTS,
     "again from a step": AGAIN,
+    "a seal": [*CHAIN, ("audit.sealed.1", {"last_seq": 10})],
     "a tick": [TICK, ITS_GOAL, REJECTED, ALARM, ALARM],
 }  # fmt: skip
 
