@@ -95,7 +95,7 @@ def _number(page: str | None) -> None:
         raise Malformed(f"page is {str(page)[:40]!r}, which no answer has said", field="page")
 
 
-async def seq_at(ask: Ask, as_of: int | str, position: int) -> int:
+async def seq_at(ask: Ask, as_of: int | str, end: int) -> int:
     """The event that `as_of` means: itself, or the last one at or before a time."""
     if isinstance(as_of, str):
         if as_of.isascii() and as_of.isdigit() and len(as_of) <= 18:
@@ -106,6 +106,6 @@ async def seq_at(ask: Ask, as_of: int | str, position: int) -> int:
                 at += timedelta(days=1) - timedelta(microseconds=1)  # a day as it stood at its end
             [row] = await ask("seq_at", at=at)
             return int(row["seq"])
-    if not 0 <= as_of <= position:
-        raise Malformed(f"as_of is {as_of}; the tables end at event {position}", field="as_of")
+    if not 0 <= as_of <= end:
+        raise Malformed(f"as_of is {as_of}; the stream ends at event {end}", field="as_of")
     return as_of

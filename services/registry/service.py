@@ -275,7 +275,7 @@ class Registry:
             raise Malformed("which query? `sql` is missing", field="sql")
         if question.as_of is None:
             return await self._select(None, question)
-        until = await reports.seq_at(self._ask, question.as_of, self.position)
+        until = await reports.seq_at(self._ask, question.as_of, await last_seq(self._bus))
         async with self._looking_back:
             began_s = asyncio.get_running_loop().time()
             store = await self._as_it_stood(until)

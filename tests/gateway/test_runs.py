@@ -219,3 +219,35 @@ async def test_hosts_are_agents_that_answer_and_hosts_that_have_worked(
     assert worked["agents"] == []
     assert "../x y" not in hosts
     assert body["notes"] == []
+
+
+async def test_the_ledger_is_asked_over_http_too(web: aiohttp.ClientSession) -> None:
+    """By model, usage, a day's page and a query; a bad word is told with its field."""
+    run = await submitted(web, {"tasks": ["noop"]})
+    await ended(web, run)
+    async with web.get("/api/tokens?by=model") as answer:
+        assert (await answer.json())["next"] is None
+    async with web.get("/api/usage") as answer:
+        assert "succeeded" in {row["status"] for row in (await answer.json())["runs"]}
+    async with web.get("/api/daily") as answer:
+        page = await answer.json()
+    assert set(page) >= {"day", "runs", "failures", "approvals", "ticks", "tokens", "total", "next", "position"}
+    async with web.post("/api/sql", json={"sql": "select count(*) as n from runs", "as_of": run}) as answer:
+        told = await answer.json()
+    assert told["rows"][0]["n"] >= 1 and told["cut"] is None and told["as_of"] == run
+    for path, field in (
+        ("/api/tokens?by=colour", "by"),
+        ("/api/tokens?since=yesterday", "since"),
+        ("/api/usage?since=2026-11-20&until=2026-11-19", "until"),
+        ("/api/daily?day=soon", "day"),
+        ("/api/tokens?by=run&page=x", "page"),
+    ):
+        async with web.get(path) as answer:
+            assert (answer.status, (await answer.json())["field"]) == (400, field), path
+    for body, field in (
+        ({"sql": "copy runs to '/tmp/stolen.csv'"}, "sql"),
+        ({"sql": "select 1", "limit": 0}, "limit"),
+        ({"sql": "select 1", "as_of": 1 << 60}, "as_of"),
+    ):
+        async with web.post("/api/sql", json=body) as answer:
+            assert (answer.status, (await answer.json())["field"]) == (400, field), body

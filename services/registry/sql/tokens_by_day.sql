@@ -1,16 +1,19 @@
 -- What did the language models' calls use, by day, from $since until before $until? Behind $page, $limit at most.
 -- A sum is of what servers reported, and null where none did; unknown_calls counts the others.
-select strftime(said_at, '%Y-%m-%d') as key,
-       count(*) as calls,
-       count(*) filter (where input_tokens is null or output_tokens is null) as unknown_calls,
-       sum(input_tokens)::bigint as input_tokens,
-       sum(output_tokens)::bigint as output_tokens,
-       sum(cached_tokens)::bigint as cached_tokens,
-       sum(reasoning_tokens)::bigint as reasoning_tokens,
-       round(sum(duration_s), 6) as duration_s
-from llm_calls
-where said_at >= $since and said_at < $until
-group by 1
-having key < $page
-order by key desc
+select strftime(day, '%Y-%m-%d') as key, * exclude (day)
+from (
+    select said_at::date as day,
+           count(*) as calls,
+           count(*) filter (where input_tokens is null or output_tokens is null) as unknown_calls,
+           sum(input_tokens)::bigint as input_tokens,
+           sum(output_tokens)::bigint as output_tokens,
+           sum(cached_tokens)::bigint as cached_tokens,
+           sum(reasoning_tokens)::bigint as reasoning_tokens,
+           round(sum(duration_s), 6) as duration_s
+    from llm_calls
+    where said_at >= $since and said_at < $until
+    group by 1
+)
+where key < $page
+order by day desc
 limit $limit
