@@ -127,11 +127,11 @@ def follow(run: Run, known: Known) -> tuple[list[Fact], Known]:
 
 
 def _before_it_runs(run: Run) -> list[Fact]:
+    if run.plan is None:
+        return []  # the planner has the word: its plan or its no comes, and a goal has one end
     if run.stop is not None:
         return [*_expired(run), end_stopped(run)]
-    if run.plan is not None and run.plan.is_gated and not run.is_approved(GATE):
-        return _ask(run, GATE)
-    return []
+    return _ask(run, GATE) if run.plan.is_gated and not run.is_approved(GATE) else []
 
 
 def _going_on(run: Run, known: Known) -> tuple[list[Fact], Known]:
