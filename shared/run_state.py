@@ -106,7 +106,11 @@ class Run(msgspec.Struct, frozen=True):
     @property
     def reserved(self) -> int:
         """Tokens that running steps may still spend."""
-        return sum(max(0, state.grant - state.spent) for state in self.steps.values() if state.status == "running")
+        total = 0
+        for state in self.steps.values():  # no generator: every dispatch of every fold asks
+            if state.status == "running" and state.grant > state.spent:
+                total += state.grant - state.spent
+        return total
 
     @property
     def tokens_free(self) -> int:

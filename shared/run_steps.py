@@ -66,8 +66,11 @@ def dispatched(run: Run, event: Event) -> Run:
 def too_early(run: Run, step: str) -> str:
     """Why the plan does not let this step run yet; "" when it does."""
     planned = run.step_plan(step)
-    if run.status != "running" or any(run.steps[need].status not in STEP_ENDS for need in planned.needs):
+    if run.status != "running":
         return "dispatched before its time"
+    for need in planned.needs:
+        if run.steps[need].status not in STEP_ENDS:
+            return "dispatched before its time"
     if (planned.approval or planned.kind == "approval") and not run.is_approved(step):
         return "dispatched without its approval"
     return ""
@@ -76,11 +79,13 @@ def too_early(run: Run, step: str) -> str:
 def _over(run: Run, step: str, grant: int) -> str:
     """Which budget this dispatch would overshoot; "" when none."""
     assert run.plan is not None
-    plan = run.plan
-    if plan.by_id[step].task and run.parallel >= plan.directive.max_parallel_steps:
-        return f"{plan.directive.max_parallel_steps} steps run already"
-    if not run.steps[step].attempt and step not in plan.compensations and run.steps_used >= plan.budgets.max_steps:
-        return f"{plan.budgets.max_steps} steps were dispatched already"
+    plan, total = run.plan, len(run.steps)
+    most, parallel = plan.budgets.max_steps, plan.directive.max_parallel_steps
+    # A limit that all of the plan's steps keep together need not be counted.
+    if total > parallel and plan.by_id[step].task and run.parallel >= parallel:
+        return f"{parallel} steps run already"
+    if total > most and not run.steps[step].attempt and step not in plan.compensations and run.steps_used >= most:
+        return f"{most} steps were dispatched already"
     if grant > run.tokens_free:
         return f"{grant} tokens are more than the {run.tokens_free} that are left"
     return ""
