@@ -92,8 +92,9 @@ class Fold:
         self._begin_batch()
 
     def _begin_batch(self) -> None:
-        # Tuples, turned into columns when the batch is taken: one append for an event instead of one for each column.
-        self._events: list[Row] = []
+        self._events: dict[str, list[Any]] = {name: [] for name in EVENTS}
+        self._add_event = tuple(column.append for column in self._events.values())
+        # What not every event leaves is kept as rows, and turned into columns when the batch is taken.
         self._plans: list[Row] = []
         self._ended_attempts: list[Row] = []
         self._artifacts: list[Row] = []
@@ -102,7 +103,7 @@ class Fold:
 
     def __len__(self) -> int:
         """Events in the batch so far."""
-        return len(self._events)
+        return len(self._events["seq"])
 
     @property
     def active(self) -> int:
@@ -131,27 +132,29 @@ class Fold:
         before, after, note = self._apply(event, data)
         self.position = seq
         body, kind = event.body, event.kind
-        is_unreadable = isinstance(body, Unreadable)
+        is_unreadable = type(body) is Unreadable
         if not note:
             if before is not None and after is not None and kind in _MAY_END_ATTEMPTS:
                 self._end_attempts(before, after, event)
             if not is_unreadable:
                 self._once(event, after, at_us)
-        values = (
-            seq,
-            at_us,
-            subject,
-            kind,
-            event.run or None,
-            event.step or None,
-            event.attempt or None,
-            len(data),
-            not note,
-            note or None,
-            body.reason if is_unreadable else None,
-            _cut_text(data) if is_unreadable else data if kind != "goal.submitted" else _text(data),
-        )  # fmt: skip
-        self._events.append(values)
+        seqs, ats, subjects, kinds, runs, steps, attempts, sizes, applied, notes, unreadable, bodies = self._add_event
+        seqs(seq)
+        ats(at_us)
+        subjects(subject)
+        kinds(kind)
+        runs(event.run or None)
+        steps(event.step or None)
+        attempts(event.attempt or None)
+        sizes(len(data))
+        applied(not note)
+        notes(note or None)
+        if is_unreadable:
+            unreadable(body.reason)
+            bodies(_cut_text(data))
+        else:
+            unreadable(None)
+            bodies(data if kind != "goal.submitted" else _text(data))
 
     def take(self) -> Batch:
         """The batch so far; a new one begins."""
@@ -175,7 +178,7 @@ class Fold:
                 self._stored.add(run.id)
         batch = Batch(
             position=self.position,
-            events=_columns(EVENTS, self._events),
+            events=dict(self._events),
             runs=_columns(RUNS, runs),
             plans=_columns(PLANS, self._plans),
             steps=_columns(STEPS, steps),

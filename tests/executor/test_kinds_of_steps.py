@@ -9,6 +9,7 @@ from shared.subjects import (
     TIMER_AT,
     approval_granted,
     approval_rejected,
+    plan_created,
     run_cancel_requested,
     run_started,
     step_completed,
@@ -293,6 +294,17 @@ def test_a_waiting_run_is_cancelled_at_once() -> None:
     run = Played(step("a"), directive={"approval_required": True})
     run.put(run_cancel_requested(run.run), controls.cancel_requested())
     assert (run.state.status, run.steps) == ("cancelled", {"a": "skipped"})
+
+
+def test_a_run_that_is_cancelled_before_it_is_planned_waits_for_the_planners_word() -> None:
+    """Else the planner's own end could stand behind the executor's, and a goal would have two."""
+    stream = Stream()
+    run = stream.goal()
+    stream.put(run_cancel_requested(run), controls.cancel_requested())
+    assert decide(stream.fold(run)) == []
+    stream.put(plan_created(run), controls.plan())
+    [(_, end)] = decide(stream.fold(run))
+    assert (end.status, end.steps) == ("cancelled", {"a": "skipped"})
 
 
 def test_a_wait_step_is_cancelled_at_once() -> None:
