@@ -39,6 +39,7 @@ from shared.subjects import (
 )
 
 INTERLEAVED = 64  # runs under way at a time
+WAVES_LEAST = 60  # so that a few hundred runs still lie on many days
 T0_NS = 1_795_000_000 * NS_PER_S
 DAYS = 90
 HOSTS = ("tower", "attic", "cellar", "shed")
@@ -57,10 +58,14 @@ def stream(runs: int, *, seed: int = 0, first_ns: int = T0_NS, span_s: int = DAY
     plans = {name: _plan(name) for name in DIRECTIVES}
     pace_ns = span_s * NS_PER_S // max(1, runs)
     active: list[Iterator[Said]] = []
-    seq, begun = 0, 0
+    # In waves, a second from run to run and far from wave to wave: no run lasts longer than its time budget.
+    width = max(1, min(INTERLEAVED, runs // WAVES_LEAST))
+    seq = begun = wave = 0
     while begun < runs or active:
-        at_ns = first_ns + begun * pace_ns + seq
-        if begun < runs and len(active) < INTERLEAVED:
+        if not active:
+            wave = begun
+        at_ns = first_ns + wave * pace_ns + (begun - wave) * NS_PER_S + seq
+        if begun < runs and begun - wave < width:
             begun += 1
             if begun % 50 == 0:  # the principal is one schedule's tick; the tick's fact comes just before
                 tick_s = at_ns // NS_PER_S

@@ -106,7 +106,8 @@ async def test_an_endpoint_that_fails_costs_the_summary_and_nothing_else(
     """No exception, no content in the record or a log, usage unknown, and in time."""
     began_s = time.monotonic()
     with served(Served(mode)) as model, caplog.at_level(0):
-        reply = await ask(model, timeout_s=1.5)
+        # Only what is to take too long needs a short patience; a busy machine needs some for the rest.
+        reply = await ask(model, timeout_s=1.5 if "timeout" in outcomes else 6)
     assert time.monotonic() - began_s < 8
     assert reply.text is None
     assert reply.call is not None

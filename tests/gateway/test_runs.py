@@ -10,7 +10,9 @@ import pytest
 
 from shared.bus import Bus
 from shared.plan import canonical
+from shared.streams import last_seq
 from shared.subjects import plan_created, registry, run_completed, step_completed
+from tests.conftest import until
 from tests.gateway.conftest import Stack, ended, problem, submitted
 
 
@@ -147,6 +149,11 @@ async def test_a_run_with_more_subjects_than_one_request_brings_is_read_in_full(
     for number in range(1_100):
         await bus.publish(step_completed(run, f"x{number}", 1), b'{"outputs":{}}')
     await bus.flush()
+
+    async def stored() -> bool:
+        return await last_seq(bus) >= before["last_seq"] + 1_100
+
+    await until(stored)
     async with web.get(f"/api/runs/{run}/events", params={"limit": 1000, "after": before["last_seq"]}) as answer:
         first = await answer.json()
     async with web.get(f"/api/runs/{run}/events", params={"after": first["next"]}) as answer:

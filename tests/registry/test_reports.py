@@ -92,7 +92,11 @@ async def test_a_day_s_page_says_what_it_does_not_know(store: Store) -> None:
     async def read(name: str, **values: Any) -> list[dict[str, Any]]:
         return store.ask(name, values)
 
-    failed = one(store, "select strftime(ended_at, '%Y-%m-%d') as day, run from runs where status = 'failed'")
+    failed = one(
+        store,
+        "select strftime(ended_at, '%Y-%m-%d') as day, run from runs r where status = 'failed' and exists (select 1"
+        " from llm_calls c where c.said_at::date = r.ended_at::date and c.response_model != 'small-2026')",
+    )
     page = await reports.daily(read, Question(day=failed["day"], limit=50), RATES)
     [row] = [row for row in page.rows if row["run"] == failed["run"]]
     assert (row["step"], row["error"], row["reason"]) == ("b", "unavailable", "step b failed: unavailable")
