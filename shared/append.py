@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
+from shared.bus import CREATE_ONLY as CREATE_ONLY
 from shared.bus import Bus
 from shared.errors import AlreadySaid, RemitError, Unavailable
 
 log = logging.getLogger("remit.append")
 
-CREATE_ONLY = {"Nats-Expected-Last-Subject-Sequence": "0"}
 ALREADY_SAID = 10071
 TOO_LARGE = 10054
 WINDOW = 4096  # appends without an ack; more would only wait in the socket

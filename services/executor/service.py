@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import logging
 import tempfile
+from collections.abc import Awaitable
 from pathlib import Path
 
 from services.executor import snapshot
@@ -64,13 +65,20 @@ class Executor:
         """Wait until the fold or its keeping cannot go on, and raise why."""
         await asyncio.gather(self._reader.failed(), asyncio.shield(self._keeper), asyncio.shield(self._scheduler))
 
-    async def on_event(self, subject: str, seq: int, at_ns: int, data: bytes) -> None:
+    def on_event(self, subject: str, seq: int, at_ns: int, data: bytes) -> Awaitable[None] | None:
+        # Not a coroutine: it runs for every message, and after half of them there is nothing to be said.
         event = read(subject, seq, at_ns, data)
         facts = self.engine.apply(event)
         if event.kind in HEARD and self.engine.schedules.apply(event, self.engine.runs):
             self._schedules.alarm.set()
-        if event.kind == "run.completed":
-            await self._timers.run_ended(event.run)
+        ended = event.run if event.kind == "run.completed" and self._timers.has(event.run) else 0
+        if facts or ended or not self.engine.deciding:
+            return self._follow(seq, facts, ended)
+        return None
+
+    async def _follow(self, seq: int, facts: list[Fact], ended: int) -> None:
+        if ended:
+            await self._timers.run_ended(ended)
         for fact in facts:
             await self._say(fact)
         if not self.engine.deciding and seq >= self._known_end:

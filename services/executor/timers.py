@@ -54,6 +54,10 @@ class Timers:
         }
         await self._appender.say(subject, msgspec.json.encode(body), headers=headers)
 
+    def has(self, run: int) -> bool:
+        """Whether this process has laid one down for the run."""
+        return run in self._set
+
     async def run_ended(self, run: int) -> None:
         """Take back what was set for a run that is over; a timer that fires all the same changes nothing."""
         if self._set.pop(run, None):
