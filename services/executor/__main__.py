@@ -5,12 +5,11 @@ the worker is killed with its decider, and started again when it dies alone.
 """
 
 import asyncio
-import ctypes
 import logging
 import os
-import signal
 import sys
 
+from services.executor.processes import die_with_parent
 from services.executor.service import Executor
 from shared import process
 from shared.append import Appender
@@ -19,7 +18,6 @@ from shared.config import Config, host_name, setting
 log = logging.getLogger("remit.executor")
 
 SLOTS = {"log_triage": 2, "sleep": 16}  # CPU and memory of a triage are this machine's
-PR_SET_PDEATHSIG = 1
 AGAIN_S = 0.5
 
 
@@ -38,7 +36,7 @@ async def decide(stop: asyncio.Event) -> None:
 
 
 async def work(stop: asyncio.Event) -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed decider takes its worker along
+    die_with_parent()  # a killed decider takes its worker along
     if os.getppid() != int(os.environ.get("REMIT_DECIDER_PID", os.getppid())):
         return  # it died before the line above
     # Imported by the worker alone: the decider, for which all runs wait after a kill, starts a fifth sooner without.

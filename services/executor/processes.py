@@ -48,7 +48,7 @@ async def run_process(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=_die_with_the_worker,
+        preexec_fn=die_with_parent,
     )
     assert child.stdout is not None
     reading = asyncio.create_task(_tail(child.stdout))
@@ -82,7 +82,8 @@ async def _tail(stream: asyncio.StreamReader) -> bytes:
     return output
 
 
-def _die_with_the_worker() -> None:
+def die_with_parent() -> None:
+    """Let the kernel kill this process when the one that has started it dies."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
