@@ -1,9 +1,10 @@
 """What answers mean: who may answer what, until when, and how many it takes.
 
 An answer is bound to its question by run, step and plan hash, and counts by its place in the stream: before the expiry,
-from one who may approve, once. Who that is says the subject's last token, which a server with accounts vouches for; the
-payload says nothing of it. Nobody knows who has sent a bare subject: it is one anonymous voice, which counts where the
-directive names no approvers, and which may be anybody's, so also that of a requester who may not approve.
+before the run is stopped, from one who may approve, once. Who that is says the subject's last token, which a server
+with accounts vouches for; the payload says nothing of it. Nobody knows who has sent a bare subject: it is one anonymous
+voice, which counts where the directive names no approvers, and which may be anybody's, so also that of a requester who
+may not approve.
 """
 
 import contextlib

@@ -333,6 +333,8 @@ class AuditedRun:
         question, body = self.questions.get(name), said.body
         if self.end is not None or question is None or question.status != "pending" or not isinstance(body, dict):
             return
+        if self.stop is not None:  # the run is ending: nobody can let it go on, and its question may still expire
+            return
         assert self.plan is not None
         bound = {"run": self.goal.seq, "step": name, "plan_hash": self.plan["plan_hash"]}
         if {key: body.get(key) for key in bound} != bound or body.get("answer") not in (None, answer):

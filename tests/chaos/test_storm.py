@@ -219,7 +219,7 @@ async def test_a_rolling_restart_loses_and_repeats_nothing(remit: Stack, client:
         if subject.startswith(("step.completed.", "step.failed.")) and json.loads(data).get("host") == "outside"
     }
     mine = {attempt for attempt in outside if int(attempt.split(".")[0]) in mixed.runs}
-    assert len(mine) > 50
+    assert len(mine) > 25  # enough that a repetition would show
     assert mine <= begun.keys()
     for task in (SLOW_TASK, TOKENS_TASK):
         await load.set_lease(client, task, load.LEASE_S)
