@@ -14,6 +14,9 @@ import msgspec
 from bench.runs import GOAL, SERVICES
 from cli.keeper import Keeper, until_ready
 from cli.stack import environment
+from services.registry.fold import Batch, Fold
+from services.registry.rebuild import rebuild
+from services.registry.store import Store
 from shared.append import CREATE_ONLY, Appender
 from shared.bus import Bus
 from shared.pull import Reader
@@ -46,11 +49,14 @@ async def run(events: int, tell: Callable[[str], None]) -> dict[str, Any]:
             bare_s = await _read_bare(bus, last)
             tell("folding it")
             rebuilt_s = await _rebuild(variables, tell)
+            tell("appending the same rows to another file")
+            append_s = await _append_alone(bus, where / "append.duckdb", last)
             await bus.close()
             return {
                 "events": last,
                 "fold_events_s": round(last / rebuilt_s, 1),
                 "bare_read_events_s": round(last / bare_s, 1),
+                "append_events_s": round(last / append_s, 1),
                 "ratio": round(bare_s / rebuilt_s, 3),
                 "seconds": round(rebuilt_s, 2),
                 "file_bytes": (where / "ledger.duckdb").stat().st_size,
@@ -93,6 +99,30 @@ async def _read_bare(bus: Bus, last: int) -> float:
     took_s = time.perf_counter() - began_s
     await reader.stop()
     return took_s
+
+
+class _Timed(Store):
+    """A store that knows what its writing alone costs: the same rows in the same batches, appended."""
+
+    cpu_s = 0.0
+
+    def write(self, batch: Batch) -> None:
+        began_s = time.thread_time()
+        super().write(batch)
+        self.cpu_s += time.thread_time() - began_s
+
+
+async def _append_alone(bus: Bus, path: Path, last: int) -> float:
+    """CPU seconds of DuckDB's thread (it has one) for the rows of the whole stream."""
+
+    async def tell(**_: object) -> None:
+        pass
+
+    store = _Timed(path)
+    store.begin(EVENTS, "bench")
+    await rebuild(bus, store, Fold(), last, tell)
+    store.close()
+    return store.cpu_s
 
 
 async def _rebuild(variables: dict[str, str], tell: Callable[[str], None]) -> float:

@@ -31,6 +31,7 @@ SERVICES = ("planner", "executor", "registry")
 GOAL = b'{"tasks":["noop","noop","noop"]}'
 ROUNDS = 2
 WARM_S = 1.0
+LOOK_S = 0.1  # how often the fold is looked at, and how exactly its lag is known
 
 
 async def run(seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -89,14 +90,16 @@ async def _measure(
     tell("warming up")
     await under.saturated(WARM_S)
     await remit.saturated(WARM_S)
-    floor_rounds, remit_rounds, folded, fold_s = [], [], 0, 0.0
+    floor_rounds, remit_rounds, folded, fold_s, behind_s = [], [], 0, 0.0, 0.0
     for number in range(1, ROUNDS + 1):
         tell(f"round {number} of {ROUNDS}: the floor")
         floor_rounds.append(await under.saturated(seconds / ROUNDS))
         tell(f"round {number} of {ROUNDS}: Remit")
         await ask(bus, "status", Question(min_seq=await last_seq(bus)))
         before, began_s = await last_seq(bus), time.perf_counter()
+        watching = asyncio.create_task(_most_behind_s(bus, seconds / ROUNDS))
         remit_rounds.append(await remit.saturated(seconds / ROUNDS))
+        behind_s = max(behind_s, await watching)
         end = await last_seq(bus)
         await ask(bus, "status", Question(min_seq=end))
         folded, fold_s = folded + end - before, fold_s + time.perf_counter() - began_s
@@ -118,7 +121,22 @@ async def _measure(
         "floor_p99_ms": round(a.p99_ms, 3),
         "remit_p99_ms": round(b.p99_ms, 3),
         "fold_events_s": round(folded / fold_s, 1),
+        "fold_behind_s": round(behind_s, 2),
         "remit_runs": b.runs,
         "floor_runs": a.runs,
         "payload_bytes": msgspec.to_builtins(sizes),
     }
+
+
+async def _most_behind_s(bus: Bus, seconds: float) -> float:
+    """The longest that an event of the stream has waited to be in the tables, during these seconds."""
+    most_s, told = 0.0, list[tuple[float, int]]()  # when the stream was seen to end where
+    end_s = time.perf_counter() + seconds
+    while time.perf_counter() < end_s:
+        told.append((time.perf_counter(), await last_seq(bus)))
+        position = (await ask(bus, "status", Question())).position
+        told = [(at_s, seq) for at_s, seq in told if seq > position]
+        if told:
+            most_s = max(most_s, time.perf_counter() - told[0][0])
+        await asyncio.sleep(LOOK_S)
+    return most_s

@@ -77,6 +77,17 @@ def fold(events: int, output: str) -> None:
 
 
 @bench.command()
+@click.option("--seconds", default=20.0, type=click.FloatRange(1, 600), help="Of load that makes the stream.")
+@OUTPUT
+@ends_well
+def audit(seconds: float, output: str) -> None:
+    """The audit of a whole stream that a real load has left, on one core, beside reading it bare."""
+    from bench.audit import run
+
+    _print(asyncio.run(run(seconds, talk)), output)
+
+
+@bench.command()
 @click.option("--runs", default=100_000, type=click.IntRange(100, 10_000_000), help="In the file.")
 @OUTPUT
 @ends_well

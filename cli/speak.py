@@ -10,6 +10,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import click
 import msgspec
+import uvloop
 
 from shared import asking
 from shared.bus import Bus, connect
@@ -129,7 +130,7 @@ def with_bus(action: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:
             await bus.close()
 
     try:
-        return asyncio.run(main())
+        return uvloop.run(main())
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
