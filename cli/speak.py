@@ -1,6 +1,5 @@
 """How the command speaks: data on stdout, talk on stderr, an exit code that scripts can branch on."""
 
-import asyncio
 import os
 import re
 import sys
