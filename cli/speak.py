@@ -129,9 +129,10 @@ def with_bus(action: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:
             await bus.close()
 
     try:
-        return uvloop.run(main())
+        found: T = uvloop.run(main())
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    return found
 
 
 async def ask(bus: Bus, name: str, question: Question | None = None) -> Answer:
