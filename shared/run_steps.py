@@ -36,6 +36,8 @@ def dispatched(run: Run, event: Event) -> Run:
     state = run.steps.get(event.step)
     if state is None or run.timed_out or event.attempt != max(state.attempt, state.taken) + 1:
         return run
+    if run.status != "running" and (run.stop is not None or run.broken):
+        return run  # it never starts, and its end is said without a word of each step: no attempt is there to be lost
     step = run.step_plan(event.step)
     if event.tail != (f"{step.performs}.{step.host}" if step.host else step.performs):
         return run  # the executor's own subject names the plan's task and is still free

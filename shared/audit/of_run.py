@@ -415,6 +415,9 @@ def _dispatched(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: byt
         return f"attempt {due} comes next"
     if run.stop == "timed_out":
         return "the run's time is over"
+    if not run.started and (run.stop or run.broken):
+        run.find("transition", [seq], "it is dispatched in a run that never starts", name)
+        return "the run never starts"
     if line.status == "running":
         run.find("attempts", [line.seq, seq], f"attempt {attempt} is dispatched while the one before runs", name)
         line.taken = attempt
@@ -569,6 +572,8 @@ def _failed(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: bytes) 
     body: Failed | None = body_of("step.failed", data)
     if body is None:
         _lost(run, step, line, line.attempt, seq, at_ns, "unreadable_result", retryable=True)
+    elif not run.stop and at_ns >= run.deadline_ns:
+        return _deadline(run, seq, at_ns)  # its worker has ended it with the run's time, and was heard before the timer
     else:
         _lost(run, step, line, line.attempt, seq, at_ns, body.error, retryable=body.retryable)
     return ""

@@ -154,12 +154,12 @@ COUNTS: dict[str, set[str]] = {
     "a skipped": IN_STEPS,
     "timed out": {"skip b", "run.completed"},
     "plan unreadable": {"goal.rejected", *OPEN},
-    "start unreadable": {"run.queued", "dispatch a.1", *EARLY, *OPEN},
+    "start unreadable": {"run.queued", *EARLY, *OPEN},  # it never starts, so no dispatch is early
     # Nobody may start the run before it is approved; a question that is asked early is a question all the same.
     "gated": {"ask run", "ask b", "dispatch a.1", "run.started", *EARLY, *OPEN},
     "run asked": {"ask b", "grant run", "refuse run", "dispatch a.1", *EARLY, *OPEN},
     "run approved": {"run.queued", "run.started", "ask b", "dispatch a.1", *EARLY, *OPEN},
-    "run expired": {"ask b", "dispatch a.1", "run.completed", *EARLY},
+    "run expired": {"ask b", "run.completed", *EARLY},
     "b asked": {"grant b", "refuse b", *IN_STEPS},
     "b refused": STOPPING - {"deadline"},
     "cancelling": {
@@ -192,12 +192,10 @@ UNREADABLE_COUNTS: dict[str, set[str]] = {
     "dispatch a.1": {
         "planned",
         "queued",
-        "start unreadable",
         "running",
         "gated",
         "run asked",
         "run approved",
-        "run expired",
     },
     "dispatch a.2": {"a runs", "a was lost once", "a is overdue", "cancelling", "a told to end"},
     "tell a.1 to end": {"cancelling"},
