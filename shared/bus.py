@@ -165,7 +165,9 @@ class Bus:
 
     @property
     def server(self) -> str:
-        return f"{self._client.connected_url.netloc} (nats-server {self._client._server_info.get('version')})"
+        """Address and version of the server that this connection is with; never with its user and password."""
+        address = self._client.connected_url.netloc.rpartition("@")[2]
+        return f"{address} (nats-server {self._client._server_info.get('version')})"
 
     # -- JetStream -----------------------------------------------------------------------------------------
 

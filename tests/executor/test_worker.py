@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import re
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -198,11 +199,18 @@ async def test_an_error_ends_the_attempt_and_not_the_worker(
 
 
 async def test_a_secret_in_an_error_is_redacted_and_a_long_one_cut(floor: Floor) -> None:
-    async with floor.working(raising(RuntimeError("password=hunter2-Zq8vN3xT " + "x" * 5_000))):
+    async with floor.working(raising(TaskFailed("broken", "password=hunter2-Zq8vN3xT " + "x" * 5_000))):
         _, body = await floor.end(await floor.dispatch())
     assert "hunter2" not in body["message"]
-    assert "RuntimeError" in body["message"]
-    assert len(body["message"]) <= 1_000
+    assert body["message"].startswith("password=[redacted:password] xxx")
+    assert len(body["message"]) == 1_000
+
+
+async def test_an_unexpected_error_is_told_by_kind_and_place(floor: Floor) -> None:
+    """Its text may quote what the handler was reading: a line of a log, say."""
+    async with floor.working(raising(RuntimeError("the line of a log that no event may hold"))):
+        _, body = await floor.end(await floor.dispatch())
+    assert re.fullmatch(r"RuntimeError in \w+, test_worker\.py line \d+", body["message"])
 
 
 @pytest.mark.parametrize("text", ["a file \udc80 of other bytes", "\x00\x1b[31m", "\ud800"], ids=ascii)

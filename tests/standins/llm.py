@@ -33,6 +33,7 @@ class Served:
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    raw: bytes = b""  # of the modes `raw` and `raw_hang`: every byte that is answered, status line and all
     port: int = 0
 
     @property
@@ -119,6 +120,20 @@ async def _bomb(told: Served, request: web.Request) -> web.StreamResponse:
     )
 
 
+async def _raw(told: Served, request: web.Request) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.write(told.raw)
+    request.transport.close()
+    return web.Response()
+
+
+async def _raw_hang(told: Served, request: web.Request) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.write(told.raw)
+    await asyncio.sleep(3600)
+    return web.Response()
+
+
 def _bytes(data: bytes) -> Callable[[Served, web.Request], Any]:
     async def answer(told: Served, request: web.Request) -> web.StreamResponse:
         return web.Response(body=data, content_type="application/json")
@@ -136,6 +151,8 @@ MODES: dict[str, Callable[[Served, web.Request], Any]] = {
     "hang_in_body": _hang_in_body,
     "close": _close,
     "close_in_body": _close_in_body,
+    "raw": _raw,
+    "raw_hang": _raw_hang,
     "huge": _huge,
     "bomb": _bomb,
     "garbage": _bytes(b"\x00\xff<html>no"),
