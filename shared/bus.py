@@ -17,13 +17,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-import nats.errors
-import nats.js.errors
-import nats.micro
-from nats.micro.service import EndpointConfig, ServiceConfig
 
 from shared.client import CREATE_ONLY as CREATE_ONLY
-from shared.client import Client, Handler
+from shared.client import Client, Handler, nats
 from shared.clock import parse_ns
 from shared.errors import AlreadySaid, NotFound, RemitError, Unavailable
 
@@ -322,9 +318,9 @@ class Bus:
 
         Each request runs in a task of its own, so a long answer does not hold up the next one.
         """
-        service = await nats.micro.add_service(
-            self._client, ServiceConfig(name=name, version=version, metadata=metadata or {})
-        )
+        micro = self._client.micro()
+        described = micro.service.ServiceConfig(name=name, version=version, metadata=metadata or {})
+        service = await micro.add_service(self._client, described)
         self._services.append(service)
         tasks: set[asyncio.Task[None]] = set()
 
@@ -338,7 +334,7 @@ class Bus:
 
         for subject, endpoint in endpoints.items():
             await service.add_endpoint(
-                EndpointConfig(name=subject.rsplit(".", 1)[-1], subject=subject, handler=start(endpoint))
+                micro.service.EndpointConfig(name=subject.rsplit(".", 1)[-1], subject=subject, handler=start(endpoint))
             )
 
     async def discover(self, name: str) -> list[ServiceInfo]:
@@ -421,6 +417,8 @@ async def connect(
 
     try:
         client = Client()
+        if "ws://" in url or "wss://" in url:
+            client.use_websockets()
         await asyncio.wait_for(
             client.connect(
                 [one.strip() for one in url.split(",")],

@@ -10,15 +10,39 @@ handled at a time, in order. Requests, buckets, objects and micro services take 
 
 import asyncio
 import contextlib
+import importlib
 import re
+import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
-import nats.aio.client
-import nats.aio.subscription
-import nats.errors
-import nats.protocol.parser
+
+@contextlib.contextmanager
+def _left_out(*names: str) -> Iterator[None]:
+    """These modules cannot be imported in here, unless they are already."""
+    missing = [name for name in names if name not in sys.modules]
+    for name in missing:
+        sys.modules[name] = None  # type: ignore[assignment]  # not to be found
+    try:
+        yield
+    finally:
+        for name in missing:
+            del sys.modules[name]
+
+
+# nats-py wants these for WebSockets alone and does without them. They are two thirds of its import, and every command
+# and every service imports it; `Client.use_websockets` brings them when a URL asks for it.
+WEBSOCKETS = ("aiohttp", "multidict")
+with _left_out(*WEBSOCKETS):
+    import nats.aio.client
+    import nats.aio.subscription
+    import nats.aio.transport
+    import nats.errors
+    import nats.js.errors
+    import nats.protocol.parser
+
+__all__ = ["CREATE_ONLY", "Client", "Handler", "Listener", "nats"]
 
 # What a subscription's handler gets: subject, data, reply subject, headers (None when there are none).
 Handler = Callable[[str, bytes, str, Mapping[str, str] | None], Awaitable[object] | None]
@@ -167,6 +191,16 @@ class Client(nats.aio.client.Client):  # type: ignore[misc]
         super().__init__()
         self.listeners: dict[int, Listener] = {}
         self._ps = _Parser(self)
+
+    @staticmethod
+    def micro() -> Any:
+        """The client's module of micro services: a third of what is left of its import, and only agents answer."""
+        return importlib.import_module("nats.micro")
+
+    @staticmethod
+    def use_websockets() -> None:
+        for name in WEBSOCKETS:
+            setattr(nats.aio.transport, name, importlib.import_module(name))
 
     async def listen(self, subject: str, queue: str, handler: Handler) -> Callable[[], Awaitable[None]]:
         """Subscribe, also over reconnections; the result ends it."""
