@@ -228,6 +228,12 @@ class Client(nats.aio.client.Client):  # type: ignore[misc]
         """What a handler raised goes where the client's own errors go."""
         await self._error_cb(error)
 
+    async def flush(self, timeout: int = 10) -> None:  # noqa: ASYNC109 (the client's own name)
+        """All that was said has reached the server. The client's ping alone would overtake what waits to be sent."""
+        if self._pending_data_size and self.is_connected:
+            await self._flush_pending(force_flush=True)
+        await super().flush(timeout)
+
     async def publish(
         self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
     ) -> None:

@@ -52,6 +52,9 @@ LEGAL: dict[str, frozenset[str]] = {
     "run.completed": _OPEN,
 }
 
+# What only an executor says, once, of a plan that it has read.
+_OF_A_PLAN = frozenset({"run.started", "approval.requested", "step.dispatched", "step.skipped"})
+
 
 class Early:
     """What lies on subjects of runs that have no goal yet: their own messages will be refused there for ever.
@@ -94,6 +97,9 @@ def evolve(run: Run, event: Event) -> Run:
     """The run after `event`, or the same object when the event changes nothing."""
     if run.status not in LEGAL.get(event.kind, ()):
         return run
+    if run.plan is None and event.kind in _OF_A_PLAN:
+        # A stranger's: what its subject is for can never be said there any more, so the run has to end.
+        return run if run.broken else replace(run, broken=f"{event.kind} was said before the plan", at_ns=event.at_ns)
     return _APPLY[event.kind](run, event)
 
 
@@ -166,10 +172,9 @@ def _queued(run: Run, event: Event) -> Run:
 def _started(run: Run, event: Event) -> Run:
     if run.broken:
         return run
-    if run.plan is None:
-        return replace(run, broken="run.started was said before the plan", at_ns=event.at_ns)
     if isinstance(event.body, Unreadable):
         return replace(run, broken="run.started holds another message", at_ns=event.at_ns)
+    assert run.plan is not None
     if run.plan.is_gated and not run.is_approved(GATE):
         return replace(run, broken="run.started was said before the run was approved", at_ns=event.at_ns)
     return replace(run, status="running", at_ns=event.at_ns, started_ns=event.at_ns)

@@ -166,8 +166,6 @@ def _ended_by_stop(
 
 def skipped(run: Run, event: Event) -> Run:
     """Whoever has said it, nobody can say it again: it stands, or a run that was to be stopped could never end."""
-    if run.plan is None:
-        return run if run.broken else replace(run, broken="step.skipped was said before the plan", at_ns=event.at_ns)
     state = run.steps.get(event.step)
     if state is None or state.status not in WAITING:
         return run

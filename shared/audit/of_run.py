@@ -224,15 +224,22 @@ def _run_queued(run: RunLine, _tokens: list[str], seq: int, _at_ns: int, data: b
     return ""
 
 
+def _before_the_plan(run: RunLine, seq: int, what: str) -> str:
+    """What an executor says of a plan, where there is none: it cannot be said there again, and the run has to end."""
+    if run.broken:
+        return "the run is broken"
+    run.find("transition", [seq], f"{what} before the run has a plan")
+    run.broken = (f"{what} before it had a plan", seq)
+    return ""
+
+
 def _run_started(run: RunLine, _tokens: list[str], seq: int, at_ns: int, data: bytes) -> str:
     if run.started:
         return "the run was started before"
     if run.broken:
         return "the run is broken"
     if run.plan is None:
-        run.find("transition", [seq], "the run is started before it has a plan")
-        run.broken = ("it was started before it had a plan", seq)
-        return ""
+        return _before_the_plan(run, seq, "the run is started")
     body: Started | None = body_of("run.started", data)
     if body is None:
         run.find("transition", [seq], "run.started holds another message, which ends the run")
@@ -272,6 +279,8 @@ def _asks(run: RunLine, step: str) -> bool:
 
 
 def _requested(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: bytes) -> str:
+    if run.plan is None and len(tokens) == 4:
+        return _before_the_plan(run, seq, f"{tokens[3]} is to be approved")
     if len(tokens) != 4 or not _asks(run, step := tokens[3]):
         return "nothing is to be asked here"
     if step in run.asked:
@@ -400,6 +409,8 @@ def _dispatched(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: byt
     if not 6 <= len(tokens) <= 7:
         return "the subject has the wrong tokens for its kind"
     name, attempt = tokens[3], attempt_of(tokens[4])
+    if run.plan is None:
+        return _before_the_plan(run, seq, f"step {name} is dispatched")
     line = run.lines.get(name)
     if line is None:
         run.find("transition", [run.plan_seq, seq], f"step {name} is dispatched, and no plan has it", name)
@@ -621,6 +632,8 @@ def _cancelled(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: byte
 
 
 def _skipped(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: bytes) -> str:
+    if run.plan is None and len(tokens) == 4:
+        return _before_the_plan(run, seq, f"step {tokens[3]} is skipped")
     line = run.lines.get(tokens[3]) if len(tokens) == 4 else None
     if line is None:
         run.find("transition", [seq], "a step is skipped that the plan does not have")

@@ -138,11 +138,12 @@ EVENTS: dict[str, tuple[str, Any]] = {
 # What counts in each state; everything else leaves the run as it is, to the object.
 OPEN = {"cancel", "run.completed"}
 EARLY = {"skip a", "skip b"}  # nobody can say it again, so it stands
+OF_A_PLAN = {"ask run", "ask b", "dispatch a.1", "dispatch a.2", "dispatch a.3", "dispatch c.1"}
 STOPPING = {"skip b", "deadline", "run.completed"}
 IN_STEPS = {*STOPPING, "call in a", "cancel"}
 COUNTS: dict[str, set[str]] = {
     # What an executor says only later was said by a stranger: the run is broken, or the attempt lost.
-    "pending": {"goal.rejected", "plan.created", "run.started", "skip c", *EARLY, *OPEN},
+    "pending": {"goal.rejected", "plan.created", "run.started", "skip c", *OF_A_PLAN, *EARLY, *OPEN},
     "planned": {"run.queued", "run.started", "dispatch a.1", *EARLY, *OPEN},
     "queued": {"run.started", "dispatch a.1", *EARLY, *OPEN},
     "running": {"dispatch a.1", "skip a", *IN_STEPS},
@@ -187,9 +188,10 @@ UNREADABLE_COUNTS: dict[str, set[str]] = {
     "goal.rejected": {"pending", "plan unreadable"},
     "plan.created": {"pending"},
     "run.started": {"pending", "planned", "queued", "gated", "run approved"},
-    "ask run": {"gated"},
-    "ask b": {"gated", "run asked", "run approved", "run expired"},
+    "ask run": {"pending", "gated"},
+    "ask b": {"pending", "gated", "run asked", "run approved", "run expired"},
     "dispatch a.1": {
+        "pending",
         "planned",
         "queued",
         "running",
@@ -197,7 +199,9 @@ UNREADABLE_COUNTS: dict[str, set[str]] = {
         "run asked",
         "run approved",
     },
-    "dispatch a.2": {"a runs", "a was lost once", "a is overdue", "cancelling", "a told to end"},
+    "dispatch a.3": {"pending"},
+    "dispatch c.1": {"pending"},
+    "dispatch a.2": {"pending", "a runs", "a was lost once", "a is overdue", "cancelling", "a told to end"},
     "tell a.1 to end": {"cancelling"},
     "a.1 was ended": {"a runs", "cancelling", "a told to end"},
     "skip a": {*NOT_STARTED, "running", "a was lost once", "a is overdue"},
