@@ -60,10 +60,14 @@ def stamps(reply: str) -> list[str]:
     return parts[3:] if len(parts) == 9 else parts[5:]
 
 
+# Subject, data, reply subject, headers (None when there are none).
+_Deliver = Callable[[str, bytes, str, Mapping[str, str] | None], Any]
+
+
 class _Pulls:
     """The outstanding pull requests of one consumer."""
 
-    def __init__(self, bus: Bus, stream: str, consumer: str, batch: int, deliver: Callable[[str, bytes, str], Any]):
+    def __init__(self, bus: Bus, stream: str, consumer: str, batch: int, deliver: _Deliver):
         self._bus = bus
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._batch = batch
@@ -132,7 +136,7 @@ class _Pulls:
             else:
                 del self._open[key]
             break
-        done: Awaitable[None] | None = self._deliver(subject, data, reply)
+        done: Awaitable[None] | None = self._deliver(subject, data, reply, headers)
         if len(self._open) < 2 and sum(self._open.values()) <= self._batch // 2:
             return self._then_ask(done)
         return done
@@ -205,7 +209,7 @@ class Puller:
         body = b"-NAK " + msgspec.json.encode({"delay": int(delay_s * NS)}) if delay_s else b"-NAK"
         await self._bus.publish(delivery.reply, body)
 
-    def _deliver(self, subject: str, data: bytes, reply: str) -> Any:
+    def _deliver(self, subject: str, data: bytes, reply: str, _headers: Mapping[str, str] | None) -> Any:
         _, delivered, seq, _, at_ns, *_ = stamps(reply)
         return self._handler(Delivery(subject, data, reply, int(seq), int(at_ns), int(delivered)))
 
@@ -214,8 +218,22 @@ class Puller:
 OnMessage = Callable[[str, int, int, bytes], Awaitable[None] | None]
 
 
+class Gone(RemitError):
+    """Messages that are wanted are not in the stream any more: `first` to `last` of them."""
+
+    def __init__(self, stream: str, first: int, last: int, way_out: str = "") -> None:
+        messages = f"message {first} is" if first == last else f"messages {first} to {last} are"
+        text = f"{messages} not in {stream} any more, which begins with {last + 1}"
+        super().__init__(f"{text}; {way_out}" if way_out else text)
+        self.first, self.last = first, last
+
+
 class Reader:
-    """Every message of a stream (or of some of its subjects), once, in order, from `start_seq` on, for ever."""
+    """Every message of a stream (or of some of its subjects), once, in order, from `start_seq` on, for ever.
+
+    With `whole` it fails with `Gone` where the stream lacks a message, so that nothing is folded over a hole; without
+    it, the next one that there is follows. `headers` are those of the message that the handler has in hand.
+    """
 
     def __init__(
         self,
@@ -226,10 +244,13 @@ class Reader:
         start_seq: int = 1,
         subjects: Sequence[str] | None = None,
         batch: int = 1024,
+        whole: bool = False,
     ) -> None:
         self._bus = bus
         self._stream = stream
         self._handler = handler
+        self._whole = whole
+        self.headers: Mapping[str, str] | None = None
         self._subjects = list(subjects) if subjects is not None else None
         self._batch = batch
         self.position = start_seq - 1
@@ -311,7 +332,7 @@ class Reader:
             config["filter_subjects"] = self._subjects
         return config
 
-    def _deliver(self, subject: str, data: bytes, reply: str) -> Any:
+    def _deliver(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> Any:
         consumer, _, seq_text, number_text, at_ns, *_ = stamps(reply)
         if consumer != self._consumer or self._failure.done():
             return None  # a late message of the consumer before; or one that must not be folded over a hole
@@ -322,7 +343,11 @@ class Reader:
                 self._pulls.gone.set()
             return None
         self._consumer_seq = number
-        self.position = seq = int(seq_text)
+        seq = int(seq_text)
+        if self._whole and seq != self.position + 1:
+            self._fail(Gone(self._stream, self.position + 1, seq - 1))
+            return None
+        self.position, self.headers = seq, headers
         try:
             done = self._handler(subject, seq, int(at_ns), data)
         except Exception as error:

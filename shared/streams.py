@@ -8,6 +8,7 @@ from typing import Any
 
 from shared.bus import REQUEST_TIMEOUT_S, ApiError, Bus
 from shared.catalogue import BUILT_IN
+from shared.clock import parse_ns
 from shared.errors import RemitError, Unavailable
 from shared.subjects import (
     ARTIFACTS_BUCKET,
@@ -194,6 +195,17 @@ async def standing(bus: Bus, stream: str = EVENTS, *, timeout_s: float = REQUEST
     """When the stream was made, which tells one from another, and its newest sequence."""
     info = await bus.api(f"STREAM.INFO.{stream}", timeout_s=timeout_s)
     return str(info["created"]), int(info["state"]["last_seq"])
+
+
+async def first_seq(bus: Bus, stream: str = EVENTS) -> tuple[int, int]:
+    """The oldest sequence that the stream still has (one more than the newest when it has none), and its stamp in
+    nanoseconds (0 when it has none).
+    """
+    state = (await bus.api(f"STREAM.INFO.{stream}"))["state"]
+    first, last = int(state["first_seq"]), int(state["last_seq"])
+    if not state["messages"]:
+        return last + 1, 0
+    return first, parse_ns(str(state["first_ts"]))
 
 
 async def last_seq(bus: Bus, stream: str = EVENTS) -> int:
