@@ -4,6 +4,7 @@ EVENTS is plain on purpose: on a stream that takes schedules, a client that may 
 TIMERS takes schedules and is written by engine services only; EVENTS sources what it fires.
 """
 
+import asyncio
 from typing import Any
 
 from shared.bus import REQUEST_TIMEOUT_S, ApiError, Bus
@@ -34,6 +35,11 @@ STREAM_EXISTS = 10058
 CONSUMER_EXISTS = 10148
 NOT_CLUSTERED = 10074
 TOO_FEW_NODES = 10005
+MAX_AGE_LEAST_NS = 100_000_000  # the server's
+# A server drops what is too old as soon as it hears of the limit; followers of a cluster do so by themselves.
+LET_GO_LOOK_S = 0.2
+LET_GO_SAME = 5
+LET_GO_LOOKS = 150
 REPLICAS = (1, 3, 5)  # an even number bears the loss of no more nodes than the odd one below it
 
 
@@ -206,6 +212,37 @@ async def first_seq(bus: Bus, stream: str = EVENTS) -> tuple[int, int]:
     if not state["messages"]:
         return last + 1, 0
     return first, parse_ns(str(state["first_ts"]))
+
+
+async def let_go(bus: Bus, before_ns: int, stream: str = EVENTS) -> tuple[int, int]:
+    """Have the server drop the messages whose stamps are before `before_ns`; the first sequence before and after.
+
+    EVENTS can neither be purged nor be deleted from, and that cannot be switched off: age is the one way. The limit is
+    set for as long as it takes and then taken off again. One that stood would go on by itself, over what is in no
+    archive yet, and over runs that are still active. Meanwhile it moves on, by seconds: `before_ns` leaves room for
+    that.
+    """
+    info = await bus.api(f"STREAM.INFO.{stream}")
+    config, first = info["config"], int(info["state"]["first_seq"])
+    own_ns = int(config.get("max_age") or 0)  # an operator's; it is put back
+    age_ns = parse_ns(str(info["ts"])) - before_ns
+    if age_ns < max(int(config.get("duplicate_window") or 0), MAX_AGE_LEAST_NS):
+        raise RemitError("the messages to let go are too young: the stream still looks for duplicates among them")
+    if own_ns and own_ns <= age_ns:
+        return first, first
+    await bus.api(f"STREAM.UPDATE.{stream}", {**config, "max_age": age_ns})
+    try:
+        found, same = first, 0
+        for _ in range(LET_GO_LOOKS):
+            await asyncio.sleep(LET_GO_LOOK_S)
+            now = int((await bus.api(f"STREAM.INFO.{stream}"))["state"]["first_seq"])
+            same = same + 1 if now == found else 0
+            found = now
+            if same >= LET_GO_SAME:
+                break
+    finally:
+        await bus.api(f"STREAM.UPDATE.{stream}", {**config, "max_age": own_ns})
+    return first, found
 
 
 async def last_seq(bus: Bus, stream: str = EVENTS) -> int:

@@ -1,6 +1,7 @@
 """`python -m services.sealer`: the sealer as a process."""
 
 import asyncio
+import os
 
 from services.sealer.service import Sealer
 from shared import process
@@ -12,7 +13,8 @@ async def main(stop: asyncio.Event) -> None:
     bus = await process.connected("sealer")
     every_s, every_events = setting("SEAL_EVERY_S", float, 60.0), setting("SEAL_EVERY_EVENTS", int, 10_000)
     appender = await Appender(bus).start()
-    sealer = Sealer(bus, appender, data_dir(), every_s=every_s, every_events=every_events)
+    archive = os.environ.get("REMIT_ARCHIVE")
+    sealer = Sealer(bus, appender, data_dir(), every_s=every_s, every_events=every_events, archive=archive)
     await sealer.start()
     await process.until(stop, sealer.failed())
     await sealer.stop()

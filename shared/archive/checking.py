@@ -2,9 +2,9 @@
 
 Theory of operation. A day begins with the sealing as it stood before it (`Manifest.before`) and adds its messages one
 by one. Where the tree is as large as a seal, its root must be the seal's. Behind the last message the root must lead,
-by the consistency proof, to that of the seal which covers the day. Nobody without the sealer's key makes such a seal, so
-neither the state that a day begins with nor anything else in its manifest has to be believed. (What is not sealed is
-the header block: the digest of the file covers it, and that is only as good as the manifest.)
+by the consistency proof, to that of the seal which covers the day. Nobody without the sealer's key makes such a seal,
+so neither the state that a day begins with nor anything else in its manifest has to be believed. (What is not sealed
+is the header block: the digest of the file covers it, and that is only as good as the manifest.)
 """
 
 from collections.abc import Iterable, Sequence
@@ -145,6 +145,18 @@ class Checker:
 def covering(seals: Iterable[AuditSealed], last_seq: int) -> AuditSealed | None:
     """The first of the seals behind `last_seq`."""
     return min((seal for seal in seals if seal.size >= last_seq), key=lambda seal: seal.size, default=None)
+
+
+def unproven(manifest: Manifest, keys: Keys) -> str:
+    """Why the tree that this day ends with is not proven by a seal of these keys; "" when it is."""
+    if why := keys.why_not(manifest.covered_by, manifest.stream):
+        return f"the seal of {manifest.covered_by.size}: {why}"
+    try:
+        checker = Checker(manifest.day, manifest.after, [])
+        flaw = checker.covered(manifest.covered_by, [bytes.fromhex(one) for one in manifest.consistency])
+    except ValueError as error:
+        return f"its tree is none: {error}"
+    return flaw.text if flaw else ""
 
 
 def manifest_flaws(manifest: Manifest, before: Manifest | None, keys: Keys) -> list[Flaw]:
