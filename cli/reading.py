@@ -7,7 +7,8 @@ from pathlib import Path
 
 from shared.archive.days import Row
 from shared.archive.store import Archive
-from shared.bus import Bus, Headers
+from shared.bus import Bus
+from shared.client import Headers
 from shared.errors import Malformed, NotFound
 from shared.proof.bundle import BUNDLE_BYTES_MAX, Bundle, read_bundle
 from shared.pull import Gone, Reader

@@ -1,4 +1,4 @@
-"""The one file that imports nats: a connection, and what Remit does with it.
+"""The door to NATS: a connection, and what Remit does with it.
 
 Theory of operation. A `Bus` is one connection. Appending facts (`shared.append`) and reading streams
 (`shared.pull`) are built on its `publish` and `subscribe` with plain JetStream API messages, because the
@@ -17,12 +17,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-import nats.aio.client
 import nats.errors
 import nats.js.errors
 import nats.micro
 from nats.micro.service import EndpointConfig, ServiceConfig
 
+from shared.client import CREATE_ONLY as CREATE_ONLY
+from shared.client import Client, Handler
 from shared.clock import parse_ns
 from shared.errors import AlreadySaid, NotFound, RemitError, Unavailable
 
@@ -37,68 +38,8 @@ STREAM_NOT_FOUND = 10059
 NO_MESSAGE = 10037
 NOT_NOW = 503  # a cluster that elects a leader, most of all
 
-# What a subscription's handler gets: subject, data, reply subject, headers (None when there are none).
-Handler = Callable[[str, bytes, str, Mapping[str, str] | None], Awaitable[object] | None]
 # What a service's endpoint gets: the request's data and its reply subject. It answers with `Bus.publish`.
 Endpoint = Callable[[bytes, str], Awaitable[None]]
-
-
-# Every append of a fact carries this one header: the subject must be free (docs/theory.md).
-CREATE_ONLY = {"Nats-Expected-Last-Subject-Sequence": "0"}
-# What the server keeps with each create-only append and hands out again; nobody needs to read it, or to write it anew.
-_EXPECTED_HEADER = b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: 0\r\n\r\n"
-
-
-class Headers(dict[str, str]):
-    """A message's headers, and the block of bytes that they were read from."""
-
-    raw: bytes = b""
-
-
-_EXPECTED = Headers(CREATE_ONLY)
-_EXPECTED.raw = _EXPECTED_HEADER
-
-
-class _Client(nats.aio.client.Client):  # type: ignore[misc]
-    """The client, with three changes: it neither parses nor builds the one header that nearly every message carries (a
-    tenth of a fold's time), and a subject that is no UTF-8, which the server stores without complaint, does not end its
-    read loop.
-    """
-
-    async def _send_publish(
-        self, subject: str, reply: str, payload: bytes, payload_size: int, headers: dict[str, Any] | None
-    ) -> None:
-        if headers is not CREATE_ONLY or not subject:
-            await super()._send_publish(subject, reply, payload, payload_size, headers)
-            return
-        size = len(_EXPECTED_HEADER)
-        line = f"HPUB {subject} {reply} {size} {size + payload_size}\r\n".encode()
-        self.stats["out_msgs"] += 1
-        self.stats["out_bytes"] += payload_size
-        await self._send_command(b"%b%b%b\r\n" % (line, _EXPECTED_HEADER, payload))
-        if self._flush_queue is not None and self._flush_queue.empty():
-            await self._flush_pending()
-
-    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
-        if not headers:
-            return None
-        if headers == _EXPECTED_HEADER:
-            return _EXPECTED
-        parsed = Headers(await super()._process_headers(headers) or {})
-        parsed.raw = headers
-        return parsed
-
-    def _build_message(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
-    ) -> Any:
-        return self.msg_class(
-            subject=subject.decode(errors="replace"),
-            reply=reply.decode(errors="replace"),
-            data=data,
-            headers=headers,
-            _client=self,
-            _sid=sid,
-        )
 
 
 class ApiError(RemitError):
@@ -130,7 +71,7 @@ class ServiceInfo(msgspec.Struct):
 class Bus:
     """One connection to NATS; make it with `connect`."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
         self._js = client.jetstream()
         self._reconnected: list[Callable[[], Awaitable[None]]] = []
@@ -153,21 +94,7 @@ class Bus:
 
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Callable[[], Awaitable[None]]:
         """Call `handler` for each message, one at a time; the result ends the subscription."""
-
-        async def deliver(message: Any) -> None:
-            done = handler(message.subject, message.data, message.reply, message.headers)
-            if done is not None:
-                await done
-
-        subscription = await self._client.subscribe(
-            subject, queue=queue, cb=deliver, pending_msgs_limit=-1, pending_bytes_limit=-1
-        )
-
-        async def stop() -> None:
-            with contextlib.suppress(nats.errors.Error):
-                await subscription.unsubscribe()
-
-        return stop
+        return await self._client.listen(subject, queue, handler)
 
     async def request(
         self,
@@ -491,7 +418,7 @@ async def connect(
             on_closed()
 
     try:
-        client = _Client()
+        client = Client()
         await asyncio.wait_for(
             client.connect(
                 [one.strip() for one in url.split(",")],

@@ -368,7 +368,7 @@ _WITH_STEP = _ATTEMPT_KINDS | _STEP_KINDS
 _BY_PRINCIPAL = frozenset(("run.cancel_requested", "approval.granted", "approval.rejected"))
 
 
-class Event(msgspec.Struct):
+class Event(msgspec.Struct, gc=False):
     """One stored message: its place in the order, the server's stamp, and what it says.
 
     `kind` is `noun.verb`; `run` is 0 when the subject names none; `attempt` is 0 where there is none; `tail`

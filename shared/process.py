@@ -105,13 +105,18 @@ def _end(stop: asyncio.Event) -> None:
         _waiting.cancel()
 
 
-def run(service: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-    """Run `main(stop)` until it returns; SIGTERM and SIGINT set `stop`. An error that can be acted on ends with 1."""
+def prepare(service: str) -> None:
+    """Before a process reads streams: where its log goes, and how seldom it looks for garbage."""
     log_to_stderr(service)
     # Messages are many and short-lived, and hold no cycles: what lives on is not searched for garbage all the time.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+def run(service: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Run `main(stop)` until it returns; SIGTERM and SIGINT set `stop`. An error that can be acted on ends with 1."""
+    prepare(service)
 
     async def supervised() -> None:
         stop = asyncio.Event()

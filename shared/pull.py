@@ -51,13 +51,13 @@ class Delivery(msgspec.Struct):
 
 
 def stamps(reply: str) -> list[str]:
-    """What a JetStream reply subject says, from its consumer on: consumer, delivered, seq, consumer seq, time, pending.
+    """What a JetStream reply subject says: the last six are consumer, delivered, seq, consumer seq, time, pending.
 
-    `$JS.ACK.<stream>.<consumer>.<delivered>.<seq>.<consumer seq>.<time>.<pending>`; the longer form with domain and
-    account hash has two tokens more before the stream.
+    `$JS.ACK.<stream>.<consumer>.<delivered>.<seq>.<consumer seq>.<time>.<pending>`; the longer form has the domain and
+    the account's hash before the stream, and a random token behind all, which is left out here.
     """
     parts = reply.split(".")
-    return parts[3:] if len(parts) == 9 else parts[5:]
+    return parts if len(parts) == 9 else parts[:11]
 
 
 # Subject, data, reply subject, headers (None when there are none).
@@ -72,7 +72,10 @@ class _Pulls:
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._batch = batch
         self._deliver = deliver
+        self._enough = batch // 2  # with fewer still to come, more are asked for
         self._open: dict[str, int] = {}  # reply subject -> messages still to come, oldest first
+        self._came_since = 0  # what came and is not yet counted in `_open`: that is done when `_next_look` have come
+        self._next_look = 1
         self._prefix = bus.inbox()
         self._numbers = itertools.count(1)
         self._quiet = 0  # ticks of RETRY_S since anything came
@@ -101,6 +104,7 @@ class _Pulls:
     async def restart(self) -> None:
         """Give up every request and send a new one."""
         self._open.clear()
+        self._came_since = 0
         await self._ask()
 
     async def pause(self, paused: bool) -> None:
@@ -108,7 +112,8 @@ class _Pulls:
         if paused == self.paused:
             return
         self.paused = paused
-        if not paused and sum(self._open.values()) <= self._batch // 2:
+        self._count()
+        if not paused and sum(self._open.values()) <= self._enough:
             await self._ask()
 
     async def _ask(self) -> None:
@@ -117,6 +122,7 @@ class _Pulls:
             return
         reply = f"{self._prefix}.{next(self._numbers)}"
         self._open[reply] = self._batch
+        self._count()
         self._quiet = 0
         body = {"batch": self._batch, "expires": EXPIRES_S * NS, "idle_heartbeat": HEARTBEAT_S * NS}
         try:
@@ -129,17 +135,27 @@ class _Pulls:
         self._quiet = 0
         if headers and "Status" in headers and not reply.startswith("$JS.ACK"):
             return self._told(subject, headers["Status"], headers.get("Description", ""))
-        for key in self._open:
-            left = self._open[key] - 1
-            if left:
-                self._open[key] = left
-            else:
-                del self._open[key]
-            break
+        self._came_since += 1
         done: Awaitable[None] | None = self._deliver(subject, data, reply, headers)
-        if len(self._open) < 2 and sum(self._open.values()) <= self._batch // 2:
+        if self._came_since < self._next_look:
+            return done
+        self._count()
+        if len(self._open) < 2 and sum(self._open.values()) <= self._enough:
             return self._then_ask(done)
         return done
+
+    def _count(self) -> None:
+        """Take what has come from the requests, the oldest first, and see when the next one may be wanted."""
+        for reply, left in list(self._open.items()):
+            taken = min(left, self._came_since)
+            self._came_since -= taken
+            if taken < left:
+                self._open[reply] = left - taken
+                break
+            del self._open[reply]
+        self._came_since = 0
+        oldest = next(iter(self._open.values()), 0)
+        self._next_look = oldest if len(self._open) > 1 else oldest - self._enough
 
     async def _then_ask(self, done: Awaitable[None] | None) -> None:
         try:
@@ -152,7 +168,9 @@ class _Pulls:
         """The server's word on one request: a heartbeat, or its end."""
         if status == "100":
             return
+        self._count()
         self._open.pop(request, None)
+        self._count()
         if status == "409" and "deleted" in text.lower():
             self.gone.set()
         elif status in ("503", "409", "404"):
@@ -210,8 +228,8 @@ class Puller:
         await self._bus.publish(delivery.reply, body)
 
     def _deliver(self, subject: str, data: bytes, reply: str, _headers: Mapping[str, str] | None) -> Any:
-        _, delivered, seq, _, at_ns, *_ = stamps(reply)
-        return self._handler(Delivery(subject, data, reply, int(seq), int(at_ns), int(delivered)))
+        said = stamps(reply)
+        return self._handler(Delivery(subject, data, reply, int(said[-4]), int(said[-2]), int(said[-5])))
 
 
 # What a fold's reader hands over: subject, sequence, stamp in nanoseconds, data.
@@ -333,23 +351,23 @@ class Reader:
         return config
 
     def _deliver(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> Any:
-        consumer, _, seq_text, number_text, at_ns, *_ = stamps(reply)
-        if consumer != self._consumer or self._failure.done():
+        said = stamps(reply)
+        if said[-6] != self._consumer or self._failure.done():
             return None  # a late message of the consumer before; or one that must not be folded over a hole
         # The consumer numbers what it delivers without gaps, whatever its filter: a gap is a lost message.
-        number = int(number_text)
+        number = int(said[-3])
         if number != self._consumer_seq + 1:
             if self._pulls:
                 self._pulls.gone.set()
             return None
         self._consumer_seq = number
-        seq = int(seq_text)
+        seq = int(said[-4])
         if self._whole and seq != self.position + 1:
             self._fail(Gone(self._stream, self.position + 1, seq - 1))
             return None
         self.position, self.headers = seq, headers
         try:
-            done = self._handler(subject, seq, int(at_ns), data)
+            done = self._handler(subject, seq, int(said[-2]), data)
         except Exception as error:
             self._fail(error)
             raise

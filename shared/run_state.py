@@ -30,7 +30,7 @@ class Stop(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Run(msgspec.Struct, frozen=True):
+class Run(msgspec.Struct, frozen=True, gc=False):
     """One run as its events say. `at_ns` is the stamp of the last event that was applied."""
 
     id: int

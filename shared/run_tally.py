@@ -18,7 +18,7 @@ from shared.status import STEP_ENDS, StepStatus
 ENDING_CAUSES = frozenset(("steps", "tokens", "condition"))
 
 
-class StepState(msgspec.Struct, frozen=True):
+class StepState(msgspec.Struct, frozen=True, gc=False):
     """Where one step stands. Stamps are nanoseconds of the stream; `attempt` counts those dispatched."""
 
     status: StepStatus = "pending"
@@ -40,7 +40,7 @@ class StepState(msgspec.Struct, frozen=True):
     reused_from: int = 0  # the run whose result stands for its own
 
 
-class Tally(msgspec.Struct, frozen=True):
+class Tally(msgspec.Struct, frozen=True, gc=False):
     """Sets of steps, and the tokens that running steps may still spend."""
 
     open: int = 0  # it has not ended

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import uvloop
 
 from services.registry.fold import Fold
 from services.registry.rebuild import rebuild
@@ -75,7 +76,7 @@ async def offline(path: Path) -> None:
 
 if __name__ == "__main__":
     if "--rebuild" in sys.argv[1:]:
-        process.log_to_stderr("registry")
-        asyncio.run(offline(ledger()))
+        process.prepare("registry")
+        uvloop.run(offline(ledger()))
     else:
         process.run("registry", main)

@@ -54,7 +54,7 @@ def test_a_file_that_follows_is_the_file_that_is_folded_anew(tmp_path: Path) -> 
 
 @pytest.mark.chaos
 def test_it_is_so_at_a_thousand_prefixes(tmp_path: Path) -> None:
-    check_prefixes(tmp_path, a_busy_stream(6, runs=90), 1_000, 6)
+    check_prefixes(tmp_path, a_busy_stream(6, runs=150), 1_000, 6)
 
 
 def test_a_digest_tells_a_change_of_one_value(tmp_path: Path) -> None:

@@ -1,0 +1,254 @@
+"""nats-py's client with a receiving half of its own; only `shared.bus` knows of it.
+
+Theory of operation. Whoever follows a stream spends more on a message's way through the client (two regular
+expressions, an object, a queue, a task) than on what it says. So two things are done here instead of there. The parser
+finds a message's line with one search and one split; every line that is no message goes to the client's own parser.
+And a subscription's handler is called where its message is parsed. A handler that has something to wait for returns it:
+that is awaited in a task, and what comes for this subscription meanwhile waits behind it, so that one message is
+handled at a time, in order. Requests, buckets, objects and micro services take the client's own way.
+"""
+
+import asyncio
+import contextlib
+import re
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import nats.aio.client
+import nats.aio.subscription
+import nats.errors
+import nats.protocol.parser
+
+# What a subscription's handler gets: subject, data, reply subject, headers (None when there are none).
+Handler = Callable[[str, bytes, str, Mapping[str, str] | None], Awaitable[object] | None]
+
+# Every append of a fact carries this one header: the subject must be free (docs/theory.md).
+CREATE_ONLY = {"Nats-Expected-Last-Subject-Sequence": "0"}
+# What the server keeps with each create-only append and hands out again; nobody needs to read it, or to write it anew.
+_EXPECTED_HEADER = b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: 0\r\n\r\n"
+_CRLF = b"\r\n"
+
+
+class Headers(dict[str, str]):
+    """A message's headers, and the block of bytes that they were read from."""
+
+    raw: bytes = b""
+
+
+_EXPECTED = Headers(CREATE_ONLY)
+_EXPECTED.raw = _EXPECTED_HEADER
+_white_space = re.compile(r"[ \t\r\n]").search  # in a subject it would end the line, and begin another command
+
+
+class Listener:
+    """One subscription's handler, and what waits for it."""
+
+    def __init__(self, client: "Client", handler: Handler) -> None:
+        self._client = client
+        self._handler = handler
+        self._waiting: deque[tuple[str, bytes, str, Mapping[str, str] | None]] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    def take(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
+        if self._task is not None:
+            self._waiting.append((subject, data, reply, headers))
+            return
+        try:
+            done = self._handler(subject, data, reply, headers)
+        except Exception as error:
+            done = self._client.tell(error)
+        if done is not None:
+            self._task = asyncio.ensure_future(self._finish(done))
+
+    async def _finish(self, done: Awaitable[object] | None) -> None:
+        """Wait for what a handler began, then for all that has come meanwhile."""
+        try:
+            while True:
+                if done is not None:
+                    try:
+                        await done
+                    except Exception as error:
+                        await self._client.tell(error)
+                if self._stopped or not self._waiting:
+                    return
+                try:
+                    done = self._handler(*self._waiting.popleft())
+                except Exception as error:
+                    done = self._client.tell(error)
+        finally:
+            self._task = None
+
+    def stop(self) -> None:
+        """Handle no more; a handler that is under way is cut off."""
+        self._stopped = True
+        self._waiting.clear()
+        if self._task is not None:
+            self._task.cancel()
+
+
+class _Parser(nats.protocol.parser.Parser):  # type: ignore[misc]
+    """Messages by one search and one split; all else by the client's own parser, a line at a time."""
+
+    _resets = 0
+
+    def __init__(self, client: "Client") -> None:
+        super().__init__(client)
+        self._client = client
+
+    def reset(self) -> None:
+        super().reset()
+        self._parts: list[bytes] = []  # what came of a message, or of a line, whose end has not
+        self._came = 0
+        self._needed = 0
+        self._resets += 1
+
+    async def parse(self, data: bytes = b"") -> None:
+        if self._parts:
+            # A large payload comes in many pieces, which are joined once.
+            self._parts.append(data)
+            self._came += len(data)
+            if self._came < self._needed:
+                return
+            data = b"".join(self._parts)
+            self._parts = []
+        client, resets = self._client, self._resets
+        listeners = client.listeners
+        at, end, needed = 0, len(data), 0
+        while at < end:
+            line_end = data.find(_CRLF, at)
+            if line_end < 0:
+                needed = end - at + 1
+                break
+            # By the space alone: a subject may hold any other white space, and the client's own pattern ends at it.
+            words = data[at:line_end].split(b" ")
+            op = words[0]
+            if op != b"HMSG" and op != b"MSG":
+                await super().parse(data[at : line_end + 2])
+                if self._resets != resets:
+                    return  # the connection is over, and with it what came over it
+                if self.buf:
+                    raise nats.errors.ProtocolError("nats: unknown protocol")
+                at = line_end + 2
+                continue
+            head = line_end + 2
+            try:
+                sid, size, header_size = int(words[2]), int(words[-1]), 0
+                if op == b"HMSG":
+                    header_size = int(words.pop(-2))
+                if not (4 <= len(words) <= 5 and 0 <= header_size <= size):
+                    raise ValueError
+            except (ValueError, IndexError):
+                raise nats.errors.ProtocolError("nats: malformed message line") from None
+            reply = words[3] if len(words) == 5 else b""
+            tail = head + size
+            if tail + 2 > end:
+                needed = tail + 2 - at
+                break
+            at = tail + 2
+            listener = listeners.get(sid)
+            if listener is None:
+                header = data[head : head + header_size]
+                await client._process_msg(sid, words[1], reply, data[head + header_size : tail], header)
+            else:
+                headers = None
+                if header_size:
+                    header = data[head : head + header_size]
+                    headers = _EXPECTED if header == _EXPECTED_HEADER else await client._process_headers(header)
+                    head += header_size
+                subject = words[1].decode(errors="replace")
+                listener.take(subject, data[head:tail], reply.decode(errors="replace"), headers)
+            if self._resets != resets:
+                return
+        if at < end:
+            self._parts = [data[at:]]
+            self._came = end - at
+            self._needed = needed
+
+
+class Client(nats.aio.client.Client):  # type: ignore[misc]
+    """The client. It neither parses nor builds the one header that nearly every message carries; and what the server
+    stores without complaint (a subject that is no UTF-8, a header that is none) does not end its read loop.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listeners: dict[int, Listener] = {}
+        self._ps = _Parser(self)
+
+    async def listen(self, subject: str, queue: str, handler: Handler) -> Callable[[], Awaitable[None]]:
+        """Subscribe, also over reconnections; the result ends it."""
+        if self.is_closed:
+            raise nats.errors.ConnectionClosedError
+        self._sid += 1
+        sid = self._sid
+        subscription = nats.aio.subscription.Subscription(self, sid, subject, queue=queue)
+        listener = Listener(self, handler)
+        self._subs[sid] = subscription  # by it the client subscribes again after a reconnection
+        self.listeners[sid] = listener
+        await self._send_subscribe(subscription)
+
+        async def stop() -> None:
+            self.listeners.pop(sid, None)
+            try:
+                with contextlib.suppress(nats.errors.Error):
+                    await subscription.unsubscribe()
+            finally:
+                listener.stop()  # last: it may be this listener's own handler that asks for it
+
+        return stop
+
+    async def tell(self, error: Exception) -> None:
+        """What a handler raised goes where the client's own errors go."""
+        await self._error_cb(error)
+
+    async def publish(
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
+    ) -> None:
+        """As the client's own; what nearly every message is, an append or an ack, takes a shorter way."""
+        if (headers is not None and headers is not CREATE_ONLY) or not self.is_connected or self.is_draining:
+            await super().publish(subject, payload, reply, headers)
+            return
+        size = len(payload)
+        if not subject or _white_space(subject) or _white_space(reply):
+            raise nats.errors.BadSubjectError
+        if size > self._max_payload:
+            raise nats.errors.MaxPayloadError
+        if headers is None:
+            message = b"%b%b\r\n" % (f"PUB {subject} {reply} {size}\r\n".encode(), payload)
+        else:
+            line = f"HPUB {subject} {reply} {len(_EXPECTED_HEADER)} {len(_EXPECTED_HEADER) + size}\r\n"
+            message = b"%b%b%b\r\n" % (line.encode(), _EXPECTED_HEADER, payload)
+        self.stats["out_msgs"] += 1
+        self.stats["out_bytes"] += size
+        self._pending.append(message)
+        self._pending_data_size += len(message)
+        if self._pending_data_size > self._max_pending_size > 0:
+            await self._flush_pending(force_flush=True)
+        elif self._flush_queue.empty():
+            await self._flush_pending()
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        if not headers:
+            return None
+        if headers == _EXPECTED_HEADER:
+            return _EXPECTED
+        try:
+            parsed = Headers(await super()._process_headers(headers) or {})
+        except (IndexError, ValueError):
+            parsed = Headers()  # the server passes on whatever somebody called a header
+        parsed.raw = headers
+        return parsed
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Any:
+        return self.msg_class(
+            subject=subject.decode(errors="replace"),
+            reply=reply.decode(errors="replace"),
+            data=data,
+            headers=headers,
+            _client=self,
+            _sid=sid,
+        )

@@ -1,0 +1,240 @@
+"""The receiving half of the client: what it hears is what nats-py's own parser hears, however the bytes are cut."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import nats.aio.client
+import nats.errors
+import nats.protocol.parser
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.bus import CREATE_ONLY, Bus, connect
+from shared.client import Client, Listener
+from tests.conftest import until
+from tests.stack import Stack, stack
+
+EXPECTED = b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: 0\r\n\r\n"
+HEADERS = (
+    b"",
+    EXPECTED,
+    b"NATS/1.0\r\nTrace: a b\r\n\r\n",
+    b"NATS/1.0 503\r\n\r\n",
+    b"NATS/1.0 408 Request Timeout\r\n\r\n",
+)
+NO_HEADERS = (
+    b"x", b"NATS/1.0", b"NATS/1.0 ", b"NATS/1.0\r\n", b"NATS/1.0 \xff\xff\xff\r\n\r\n", b"\r\n\r\n",
+    b"NATS/1.0\r\n\xff: \xfe\r\n\r\n", b"NATS/1.0\r\nno colon\r\n\r\n", b"NATS/1.0 503 \xff\r\n\r\n",
+)  # fmt: skip
+Heard = tuple[str, bytes, str, Mapping[str, str] | None]
+
+
+def message(subject: str, reply: str, header: bytes, data: bytes, sid: int = 1) -> bytes:
+    """As the server sends it."""
+    to = f" {reply}" if reply else ""
+    if not header:
+        return f"MSG {subject} {sid}{to} {len(data)}\r\n".encode() + data + b"\r\n"
+    return f"HMSG {subject} {sid}{to} {len(header)} {len(header) + len(data)}\r\n".encode() + header + data + b"\r\n"
+
+
+class Theirs(nats.aio.client.Client):  # type: ignore[misc]
+    """nats-py's client, with its own parser, and an ear where it would look for a subscription."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[Heard] = []
+        self.pongs = 0
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        self.heard.append((subject.decode(), data, reply.decode(), await self._process_headers(headers)))
+
+    async def _process_pong(self) -> None:
+        self.pongs += 1
+
+
+class Ours(Client):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[Heard] = []
+        self.pongs = 0
+        self.listeners[1] = Listener(self, lambda *heard: self.heard.append(heard))
+
+    async def _process_pong(self) -> None:
+        self.pongs += 1
+
+
+messages = st.builds(
+    message,
+    st.sampled_from(["a", "step.completed.7.b.1", "ünd.so"]),
+    st.sampled_from(["", "$JS.ACK.EVENTS.c.1.2.3.4.5"]),
+    st.sampled_from(HEADERS),
+    st.binary(max_size=60) | st.sampled_from([b"\r\n", b"MSG a 1 3\r\nabc\r\n", b"PING\r\n", b"x" * 5000]),
+)
+lines = st.lists(messages | st.sampled_from([b"PONG\r\n", b"+OK\r\n"]), max_size=12)
+
+
+@given(lines, st.lists(st.integers(1, 400), max_size=30))
+async def test_it_hears_what_the_clients_own_parser_hears(said: list[bytes], cuts: list[int]) -> None:
+    stream = b"".join(said)
+    theirs, ours = Theirs(), Ours()
+    at = 0
+    for cut in [*cuts, len(stream)]:
+        piece = stream[at : at + cut]
+        at += cut
+        await theirs._ps.parse(piece)
+        await ours._ps.parse(piece)
+        assert ours.heard == theirs.heard  # also in time: a message is not held back
+    assert ours.pongs == theirs.pongs
+    assert len(ours.heard) + ours.pongs + stream.count(b"+OK\r\n") >= len(said)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"MSG a 1\r\n", b"MSG a x 3\r\nabc\r\n", b"MSG a 1 b c 3\r\nabc\r\n", b"HMSG a 1 12\r\n", b"HELLO\r\n", b"\r\n",
+     b"HELLO" * 1000 + b"\r\n"],
+)  # fmt: skip
+async def test_what_is_no_protocol_ends_the_connection_and_not_in_silence(line: bytes) -> None:
+    ours = Ours()
+    with pytest.raises(nats.errors.ProtocolError):
+        await ours._ps.parse(message("a", "", b"", b"1") + line + message("a", "", b"", b"2"))
+    assert [data for _, data, _, _ in ours.heard] == [b"1"]
+
+
+async def test_what_came_over_a_connection_that_is_over_is_forgotten() -> None:
+    ours = Ours()
+    await ours._ps.parse(message("a", "", b"", b"whole") + b"MSG a 1 100\r\nthe beg")
+    ours._ps.reset()
+    await ours._ps.parse(message("a", "", b"", b"new"))
+    assert [data for _, data, _, _ in ours.heard] == [b"whole", b"new"]
+
+
+async def test_a_handler_that_waits_has_what_comes_meanwhile_wait_behind_it() -> None:
+    client, gate = Client(), asyncio.Event()
+    order: list[str] = []
+
+    def handle(
+        _subject: str, data: bytes, _reply: str, _headers: Mapping[str, str] | None
+    ) -> asyncio.Future[None] | None:
+        name = data.decode()
+        order.append(f"begin {name}")
+        if name == "sudden":
+            raise RuntimeError("a handler that fails")
+
+        async def wait() -> None:
+            await gate.wait()
+            order.append(f"end {name}")
+            if name == "late":
+                raise RuntimeError("a handler that fails later")
+
+        return None if name == "short" else asyncio.ensure_future(wait())
+
+    told: list[str] = []
+
+    async def tell(error: Exception) -> None:
+        told.append(str(error))
+
+    client._error_cb = tell
+    client.listeners[1] = Listener(client, handle)
+    for name in ("short", "a", "late", "short", "sudden", "b"):
+        await client._ps.parse(message("a", "", b"", name.encode()))
+    assert order == ["begin short", "begin a"]
+    gate.set()
+    await until(lambda: order[-1] == "end b")
+    assert order == [
+        "begin short", "begin a", "end a", "begin late", "end late", "begin short", "begin sudden", "begin b", "end b",
+    ]  # fmt: skip
+    assert told == ["a handler that fails later", "a handler that fails"]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Stack]:
+    with stack(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def bus(server: Stack) -> AsyncIterator[Bus]:
+    made = await connect(server.url, "test")
+    yield made
+    await made.close()
+
+
+async def test_a_handler_may_end_its_own_subscription(bus: Bus) -> None:
+    heard: list[bytes] = []
+    stops: list[object] = []
+
+    async def once(_subject: str, data: bytes, _reply: str, _headers: Mapping[str, str] | None) -> None:
+        heard.append(data)
+        await stop()
+        stops.append("not cut off before its subscription has ended")
+
+    stop = await bus.subscribe("here", once)
+    for data in (b"1", b"2", b"3"):
+        await bus.publish("here", data)
+    await bus.flush()
+    await asyncio.sleep(0.05)
+    assert heard == [b"1"]
+
+
+@pytest.mark.parametrize("subscribed", [True, False])
+async def test_whatever_the_server_passes_on_ends_no_connection(bus: Bus, server: Stack, subscribed: bool) -> None:
+    """White space in a subject, headers that are none, bytes that are no text: a handler's way and the client's own."""
+    heard: list[str] = []
+    if subscribed:
+        await bus.subscribe("said.>", lambda subject, *_: heard.append(subject))
+    else:
+
+        async def collect(message: Any) -> None:
+            heard.append(message.subject)
+
+        await bus._client.subscribe("said.>", cb=collect)
+    await bus.flush()
+    host, port = server.url.removeprefix("nats://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b'CONNECT {"verbose":false,"headers":true}\r\n')
+    for subject in (b"said.a\x0bb", b"said.a\x0cb", b"said.\xff"):
+        writer.write(b"PUB %b 2\r\nhi\r\n" % subject)
+    for header in NO_HEADERS:
+        writer.write(b"HPUB said.h %d %d\r\n%b\r\n" % (len(header), len(header), header))
+    writer.write(b"PUB said.last 2\r\nhi\r\n")
+    await until(lambda: "said.last" in heard)
+    writer.close()
+    assert heard[:3] == ["said.a\x0bb", "said.a\x0cb", "said.\ufffd"]
+    assert heard[3:] == ["said.h"] * len(NO_HEADERS) + ["said.last"]
+
+
+async def test_subscriptions_outlast_a_restart_of_the_server(bus: Bus, server: Stack) -> None:
+    heard: list[bytes] = []
+    await bus.subscribe("here", lambda _subject, data, *_: heard.append(data))
+    server.kill("nats")
+    await until(lambda: not bus.is_connected)
+    server.start_nats()
+    await until(lambda: bus.is_connected)
+
+    async def said() -> bool:
+        await bus.publish("here", b"again")
+        return bool(heard)
+
+    await until(said)
+
+
+@pytest.mark.parametrize("subject", ["a b", "a\r\nPUB b 0", "a\tb", ""])
+@pytest.mark.parametrize("headers", [None, CREATE_ONLY])
+async def test_no_subject_says_a_second_command(bus: Bus, subject: str, headers: dict[str, str] | None) -> None:
+    with pytest.raises(nats.errors.BadSubjectError):
+        await bus.publish(subject, b"", "", headers)
+    if subject:
+        with pytest.raises(nats.errors.BadSubjectError):
+            await bus.publish("here", b"", subject, headers)
+
+
+async def test_many_megabytes_come_in_many_pieces(bus: Bus) -> None:
+    heard: list[int] = []
+    await bus.subscribe("here", lambda _subject, data, *_: heard.append(len(data)))
+    for size in (1_000_000, 0, 1_048_000, 3):
+        await bus.publish("here", b"x" * size)
+    await until(lambda: len(heard) == 4)
+    assert heard == [1_000_000, 0, 1_048_000, 3]
