@@ -10,7 +10,7 @@ from cli.proof import read_seals
 from cli.reading import read_range
 from shared.archive import parquet
 from shared.archive.checking import Checker, Flaw, Keys, covering
-from shared.archive.days import Calendar, Manifest, Row, encode, file_name, manifest_name
+from shared.archive.days import Calendar, Manifest, Row, day_behind, encode, file_name, manifest_name
 from shared.archive.store import Archive, digest
 from shared.bus import Bus
 from shared.clock import NS_PER_S, rfc3339
@@ -88,8 +88,7 @@ class Archiver:
         seals = await self._seals(stream, start, written)
         last_day = self._today - 1 if until is None else min(until, self._today - 1)
         while start <= end:
-            floor = self._calendar.number(newest.day) + 1 if newest else 0
-            day = max(floor, self._calendar.day_of(await self._stamp(start)))
+            day = day_behind(self._calendar, newest, await self._stamp(start))
             if day > last_day:
                 break
             newest = await self._write_day(day, newest, stream, end, seals, written)

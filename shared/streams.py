@@ -36,10 +36,8 @@ CONSUMER_EXISTS = 10148
 NOT_CLUSTERED = 10074
 TOO_FEW_NODES = 10005
 MAX_AGE_LEAST_NS = 100_000_000  # the server's
-# A server drops what is too old as soon as it hears of the limit; followers of a cluster do so by themselves.
-LET_GO_LOOK_S = 0.2
-LET_GO_SAME = 5
-LET_GO_LOOKS = 150
+LET_GO_LOOK_S = 0.05  # a server drops what is too old as soon as it hears of the limit
+LET_GO_LOOKS = 600
 REPLICAS = (1, 3, 5)  # an even number bears the loss of no more nodes than the odd one below it
 
 
@@ -230,19 +228,16 @@ async def let_go(bus: Bus, before_ns: int, stream: str = EVENTS) -> tuple[int, i
         raise RemitError("the messages to let go are too young: the stream still looks for duplicates among them")
     if own_ns and own_ns <= age_ns:
         return first, first
-    await bus.api(f"STREAM.UPDATE.{stream}", {**config, "max_age": age_ns})
+    state = (await bus.api(f"STREAM.UPDATE.{stream}", {**config, "max_age": age_ns}))["state"]
     try:
-        found, same = first, 0
         for _ in range(LET_GO_LOOKS):
-            await asyncio.sleep(LET_GO_LOOK_S)
-            now = int((await bus.api(f"STREAM.INFO.{stream}"))["state"]["first_seq"])
-            same = same + 1 if now == found else 0
-            found = now
-            if same >= LET_GO_SAME:
+            if not state["messages"] or parse_ns(str(state["first_ts"])) >= before_ns:
                 break
+            await asyncio.sleep(LET_GO_LOOK_S)
+            state = (await bus.api(f"STREAM.INFO.{stream}"))["state"]
     finally:
         await bus.api(f"STREAM.UPDATE.{stream}", {**config, "max_age": own_ns})
-    return first, found
+    return first, int(state["first_seq"])
 
 
 async def last_seq(bus: Bus, stream: str = EVENTS) -> int:

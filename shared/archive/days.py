@@ -71,6 +71,15 @@ class Calendar(msgspec.Struct, frozen=True):
         return int(begin.timestamp()) // self.day_s
 
 
+def day_behind(calendar: Calendar, newest: Manifest | None, at_ns: int) -> int:
+    """The day into whose file the message goes that lies right behind the `newest` one's; its stamp is `at_ns`.
+
+    Where a clock was set back over midnight, that is the next day's: an archived day is never opened again.
+    """
+    day = calendar.day_of(at_ns)
+    return day if newest is None else max(day, calendar.number(newest.day) + 1)
+
+
 def file_name(day: str) -> str:
     return f"{FOLDER}/{day}.parquet"
 
