@@ -18,7 +18,7 @@ from shared.errors import NotFound, RemitError
 from shared.events import AuditSealed
 from shared.proof.sealing import Sealing, State
 from shared.story import read_story
-from shared.streams import first_seq, let_go, standing
+from shared.streams import first_seq, let_go, standing, take_off_limit
 from shared.subjects import AUDIT_SEALS, EVENTS
 
 PROGRESS_EVENTS = 100_000
@@ -82,6 +82,7 @@ class Archiver:
     async def write(self, until: int | None = None) -> Written:
         """Archive every day that is over (up to day `until`) and not archived yet, the oldest first."""
         written = Written()
+        await take_off_limit(self._bus)  # of one that was killed: it would reach what nobody has archived
         stream, end = await standing(self._bus)
         newest = await asyncio.to_thread(self._archive.newest)
         start = await self._start(newest, stream, end)

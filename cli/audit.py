@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.reading import Message, bundle_of, read_all
+from cli.reading import Message, bundle_of, read_all, read_run
 from cli.runs import RUN
 from cli.speak import archive_option, common, data, ends_well, line, table, talk, with_bus
 from shared.audit.findings import RULES, Announced, Audited, Finding
@@ -15,7 +15,6 @@ from shared.audit.of_stream import Audit
 from shared.bus import Bus
 from shared.errors import NotFound, RemitError, Unavailable
 from shared.status import EXIT_FAILED
-from shared.story import read_messages
 from shared.subjects import ARTIFACTS_BUCKET, artifact
 
 
@@ -70,7 +69,7 @@ def heard(messages: list[Message]) -> Audited:
 
 async def _audited(bus: Bus, run: int | None, archive: str | None, *, check_artifacts: bool) -> Audited:
     if run is not None:
-        found = heard(await read_messages(bus, run))
+        found = heard(await read_run(bus, run, archive))
     else:
         whole = Audit()
         await read_all(bus, whole.hear, archive=archive)

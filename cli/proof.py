@@ -7,7 +7,7 @@ from typing import Any
 import click
 import msgspec
 
-from cli.reading import Message, bundle_of, read_all
+from cli.reading import Message, bundle_of, read_all, read_run
 from cli.runs import RUN
 from cli.speak import archive_option, common, data, ends_well, line, table, talk, with_bus
 from shared.bus import Bus
@@ -18,7 +18,6 @@ from shared.proof.bundle import Bundle, Proven, Prover, check
 from shared.proof.keys import fingerprint, is_signed, read_public, signer
 from shared.proof.sealing import Sealing, closing, heads_root, signed_bytes
 from shared.status import EXIT_FAILED
-from shared.story import read_messages
 from shared.streams import standing
 from shared.subjects import AUDIT_SEALS, EVENTS
 
@@ -109,7 +108,7 @@ def export(output: str, run: int, to: Path | None, by: str | None, unsealed: boo
 async def make_bundle(
     bus: Bus, run: int, by: str | None = None, *, unsealed: bool = False, archive: str | None = None
 ) -> Bundle:
-    messages = await read_messages(bus, run)
+    messages = await read_run(bus, run, archive)
     if unsealed:
         return Bundle(run, [Proven(seq, at_ns, subject, content) for subject, seq, at_ns, content in messages])
     seal = seal_for(run, messages, [one for one in await read_seals(bus) if by in (None, one.key)])

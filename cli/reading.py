@@ -11,9 +11,11 @@ from shared.bus import Bus
 from shared.client import Headers
 from shared.errors import Malformed, NotFound
 from shared.proof.bundle import BUNDLE_BYTES_MAX, Bundle, read_bundle
+from shared.proof.sealing import run_of
 from shared.pull import Gone, Reader
+from shared.story import read_messages
 from shared.streams import first_seq, standing
-from shared.subjects import EVENTS
+from shared.subjects import EVENTS, GOALS
 
 BATCH = 4096
 
@@ -49,6 +51,27 @@ async def read_all(
     if end > gone:
         await read_range(bus, gone + 1, end, heard)
     return end
+
+
+async def read_run(bus: Bus, run: int, archive: str | None = None) -> list[Message]:
+    """Every message of the run, its goal among them, in stream order.
+
+    Of one that the stream has let go: from the archive at this place, and what was said behind its end from the
+    stream. `NotFound` without an archive.
+    """
+    if archive is None or run >= (await first_seq(bus))[0]:
+        return await read_messages(bus, run)
+    number = str(run)
+    found: list[Message] = []
+
+    def hear(subject: str, seq: int, at_ns: int, data: bytes) -> None:
+        if seq == run or run_of(subject) == number:
+            found.append((subject, seq, at_ns, data))
+
+    await read_all(bus, hear, archive=archive)
+    if not any(seq == run and subject.startswith(GOALS[0]) for subject, seq, *_ in found):
+        raise NotFound(f"message {run} of the stream is no goal, so there is no run {run}", field="run")
+    return found
 
 
 async def read_range(bus: Bus, first: int, last: int, hear: Callable[[Row], object]) -> None:

@@ -247,4 +247,6 @@ class Bucket:
             why = "the store refuses these credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION)"
             raise RemitError(f"{name} in {self.where}: {why}") from error
         except (BaseError, OSError) as error:
+            if "NoSuchBucket" in str(error):
+                raise NotFound(f"there is no bucket for {self.where}: make it first") from error
             raise Unavailable(f"{name} in {self.where}: {str(error).splitlines()[0][:300]}") from error

@@ -119,6 +119,16 @@ async def test_an_operators_own_limit_is_put_back_and_left_alone_by_remit(tmp_pa
             assert (await own.config())["max_age"] == 30 * day_ns
 
 
+async def test_a_limit_that_was_left_behind_is_taken_off(built: Built) -> None:
+    """By a `--keep-days` that was killed while it let messages go; the next run of the archive comes in time."""
+    config = await built.config()
+    left = {**config, "max_age": 10**18, "metadata": {**config.get("metadata", {}), "remit-limit-before": "0"}}
+    await built.bus.api("STREAM.UPDATE.EVENTS", left)
+    await built.write()
+    now = await built.config()
+    assert (now["max_age"], "remit-limit-before" in now["metadata"]) == (0, False)
+
+
 async def test_a_run_that_is_active_keeps_its_day_and_all_behind_it(tmp_path: Path) -> None:
     with stack(tmp_path) as made:
         async with Built(made) as own:
@@ -248,6 +258,23 @@ def test_a_run_that_is_gone_is_said_to_be(remit: Stack) -> None:
     for verb in ("replay", "audit"):
         done = command(remit, verb, "1")
         assert done.exit_code == EXIT_NOT_FOUND and "is in the archive" in done.stderr, done.output
+
+
+def test_a_run_that_is_gone_is_told_audited_and_proven_from_the_archive(remit: Stack, tmp_path: Path) -> None:
+    where = ("--archive", str(remit.folder / "archive"))
+    goals = [row for row in Archive.at(where[1]).rows(1, 12) if row[0] == "goal.submitted"]
+    run = str(goals[0][1])
+    replayed = command(remit, "replay", run, "-o", "json", *where)
+    assert replayed.exit_code == 0, (replayed.output, replayed.exception)
+    told = json.loads(replayed.stdout)
+    assert (told["events"][0]["subject"], told["events"][-1]["run_after"]) == ("goal.submitted", "succeeded")
+    audited = command(remit, "audit", run, "--no-artifacts", "-o", "json", *where)
+    assert json.loads(audited.stdout)["events"] == len(told["events"])
+    bundle = str(tmp_path / "run.json")
+    exported = command(remit, "proof", "export", run, "--to", bundle, *where)
+    assert exported.exit_code == 0, exported.output
+    verified = command(remit, "proof", "verify", bundle, "--key", signer_pem(remit, tmp_path))
+    assert verified.stdout.startswith(f"proven: every event of run {run} from its goal to its end"), verified.output
 
 
 # -- those who go on -----------------------------------------------------------------------------------------
