@@ -1,5 +1,6 @@
 """`remit proof`: what was sealed, a run's events with their proof, and the checking of both."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import msgspec
 from cli.reading import Message, bundle_of, read_all, read_run
 from cli.runs import RUN
 from cli.speak import archive_option, common, data, ends_well, line, table, talk, with_bus
+from shared.archive.store import Archive
 from shared.bus import Bus
 from shared.config import data_dir as default_data_dir
 from shared.errors import Malformed, NotFound, RemitError
@@ -81,6 +83,15 @@ async def read_seals(bus: Bus, after: int = 0) -> list[AuditSealed]:
     return sorted(found, key=lambda seal: seal.size)
 
 
+async def all_seals(bus: Bus, archive: str | None) -> list[AuditSealed]:
+    """Those of the stream, and those that the archive has kept of what the stream has let go; by size."""
+    found = {(one.size, one.signature): one for one in await read_seals(bus)}
+    if archive is not None:
+        for manifest in await asyncio.to_thread(lambda: Archive.at(archive).manifests()):
+            found |= {(one.size, one.signature): one for one in (*manifest.seals, manifest.covered_by)}
+    return sorted(found.values(), key=lambda seal: seal.size)
+
+
 @proof.command()
 @click.argument("run", type=RUN)
 @click.option("--to", type=click.Path(path_type=Path), help="Write to this file instead of stdout.")
@@ -111,7 +122,7 @@ async def make_bundle(
     messages = await read_run(bus, run, archive)
     if unsealed:
         return Bundle(run, [Proven(seq, at_ns, subject, content) for subject, seq, at_ns, content in messages])
-    seal = seal_for(run, messages, [one for one in await read_seals(bus) if by in (None, one.key)])
+    seal = seal_for(run, messages, [one for one in await all_seals(bus, archive) if by in (None, one.key)])
     prover = Prover(run, seal)
     await read_all(bus, prover.add, until=seal.size, archive=archive)
     try:
@@ -191,7 +202,8 @@ async def _check(
     bus: Bus, kept: list[AuditSealed], public: bytes | None, archive: str | None = None
 ) -> list[dict[str, Any]]:
     stream, end = await standing(bus)
-    known = sorted([*kept, *(one for one in await read_seals(bus) if one not in kept)], key=lambda seal: seal.size)
+    found = await all_seals(bus, archive)
+    known = sorted([*kept, *(one for one in found if one not in kept)], key=lambda seal: seal.size)
     sealing, at = Sealing(), 0
     rows: list[dict[str, Any]] = []
     sound = 0  # the last size at which stream and seal agreed
