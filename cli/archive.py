@@ -81,8 +81,8 @@ def write(
     With --keep-days the stream then drops the days that are older, after a second look at each, but none from the day
     on which a run began that is still active.
     """
-    from cli.archiving import Archiver, Mismatch
-    from shared.archive.checking import Keys
+    from cli.archiving import Archiver, LetGo, Mismatch, Written
+    from shared.archive.checking import Flaw, Keys
     from shared.archive.days import Calendar
     from shared.archive.store import Archive
     from shared.clock import now_ns
@@ -93,27 +93,24 @@ def write(
     last_day = calendar.number(until.strftime("%Y-%m-%d")) if until else None
     place = Archive.at(to, make=True)
 
-    async def act(bus: Bus) -> dict[str, Any]:
+    async def act(bus: Bus) -> tuple[Written, LetGo | None, list[Flaw]]:
         archiver = Archiver(bus, place, keys, now_ns=now_ns(), calendar=calendar, kept=kept, tell=talk)
+        let_go = None
         with place.place.held():
-            written = await archiver.write(last_day)
-            let_go = await archiver.let_go(keep_days) if keep_days else None
-        return {"written": written, "let_go": let_go}
+            try:
+                await archiver.write(last_day)
+                let_go = await archiver.let_go(keep_days) if keep_days else None
+            except Mismatch as mismatch:
+                return archiver.written, None, mismatch.flaws
+        return archiver.written, let_go, []
 
-    try:
-        done = with_bus(act)
-    except Mismatch as mismatch:
-        if output == "json":
-            data({"days": [], "flaws": mismatch.flaws})
-        else:
-            _show_flaws(mismatch.flaws)
-        raise SystemExit(EXIT_FAILED) from None
-    written, let_go = done["written"], done["let_go"]
+    written, let_go, flaws = with_bus(act)
+    days = [_row(one) for one in written.days]
     if output == "json":
-        days = [_row(one) for one in written.days]
-        data({"days": days, "waits": written.waits or None, "let_go": let_go})
+        data({"days": days, "waits": written.waits or None, "let_go": let_go, "flaws": flaws})
     else:
-        table([_row(one) for one in written.days], COLUMNS)
+        table(days, COLUMNS)
+        _show_flaws(flaws)
     if written.not_ours:
         talk(f"{written.not_ours} seals do not count: they are of other keys, or not signed")
     if written.is_still:
@@ -124,7 +121,7 @@ def write(
         )
     if let_go:
         _tell_let_go(let_go)
-    raise SystemExit(EXIT_FAILED if written.waits and not written.is_still else 0)
+    raise SystemExit(EXIT_FAILED if flaws or (written.waits and not written.is_still) else 0)
 
 
 COLUMNS = ("day", "first_seq", "last_seq", "events", "size_bytes", "sealed_at")

@@ -78,10 +78,11 @@ class Archiver:
         self._today = calendar.day_of(now_ns)
         self._kept = kept
         self._tell = tell
+        self.written = Written()
 
     async def write(self, until: int | None = None) -> Written:
         """Archive every day that is over (up to day `until`) and not archived yet, the oldest first."""
-        written = Written()
+        written = self.written = Written()
         await take_off_limit(self._bus)  # of one that was killed: it would reach what nobody has archived
         stream, end = await standing(self._bus)
         newest = await asyncio.to_thread(self._archive.newest)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
@@ -262,6 +263,18 @@ def test_ls_lists_the_days(archive: Path) -> None:
 def test_a_place_that_is_none_is_told(tmp_path: Path, pem: str) -> None:
     assert run("check", str(tmp_path / "nothing"), "--key", pem).exit_code == 6
     assert run("ls", "ftp://host/archive").exit_code == 2
+
+
+def test_a_file_is_written_a_row_group_at_a_time(tmp_path: Path) -> None:
+    """So memory is bounded by bytes as well as by rows: a plan may have half a megabyte."""
+    path, sent = tmp_path / "day.parquet", [("plan.created.1", seq, seq, bytes(500_000), None) for seq in range(1, 151)]
+    writer = parquet.Writer(path)
+    for row in sent:
+        writer.add(row)
+    writer.close(day="a day")
+    assert pq.read_metadata(str(path)).num_row_groups == 3
+    assert list(parquet.rows(path)) == sent
+    assert parquet.told(path) == {"day": "a day"}
 
 
 def test_help_teaches_where_and_how() -> None:

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from cli.__main__ import main
 from services.executor.schedules import Schedules
+from services.executor.service import Executor
 from services.registry.fold import Fold
 from services.registry.rebuild import rebuild
 from services.registry.store import Store
@@ -20,7 +21,9 @@ from shared.append import Appender
 from shared.archive.store import Archive
 from shared.bus import Bus
 from shared.clock import now_ns
+from shared.config import Config
 from shared.errors import RemitError
+from shared.events import read
 from shared.ledger import Question
 from shared.pull import Gone, Reader
 from shared.schedule import Schedule
@@ -322,6 +325,17 @@ async def test_the_engine_goes_on_without_the_head(remit: Stack, built: Built) -
     finally:
         for service in ("executor", "planner"):
             await asyncio.to_thread(remit.stop, service)
+
+
+async def test_a_snapshot_from_before_the_head_is_not_believed(built: Built) -> None:
+    """How its runs have ended is among what was let go: they must not be taken up again."""
+    executor = Executor(built.bus, built.appender, Config(built.bus))
+    executor.engine.apply(read("goal.submitted", 4, 1, b'{"tasks":["noop"]}'))
+    executor._pass_over(5, 10**18)
+    assert list(executor.engine.runs) == [4], "it has read all that was let go"
+    executor._pass_over(9, 10**18)
+    assert (list(executor.engine.runs), executor.engine.position) == ([], 8)
+    assert executor.engine.schedules.floor_s == 10**9
 
 
 async def test_a_reader_that_needs_every_message_stops_where_they_were_let_go_before_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -186,6 +187,24 @@ def manifest_of(day: str) -> Manifest:
         day=day, stream="", first_seq=1, last_seq=1, events=1, first_at="", last_at="", file="", size_bytes=0,
         sha256="", root="", before=State(), after=State(), seals=[], covered_by=seal, consistency=[],
     )  # fmt: skip
+
+
+# -- as people run it ----------------------------------------------------------------------------------------
+
+
+def test_the_command_archives_whole_days_of_utc(lived: Stack, tmp_path: Path) -> None:
+    """None of the stream's is over (or one, at midnight); and nothing is let go that is younger than a week."""
+    key = signer(lived.folder / KEY).public.hex()
+    for argv in (("archive", str(tmp_path / "a")), ("archive", "write", str(tmp_path / "b"), "--until", "2026-01-01")):
+        done = lived.remit(*argv, "--key", key, "--keep-days", "7", "-o", "json")
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        assert (told["flaws"], told["let_go"]["first_before"], told["let_go"]["first_after"]) == ([], 1, 1)
+    assert told["days"] == []
+    short = lived.remit("archive", str(tmp_path / "a"), "--key", key, "--keep-days", "6")
+    assert short.returncode == 2 and "7" in short.stderr
+    keyless = lived.remit("archive", str(tmp_path / "a"))
+    assert keyless.returncode == 6 and "--key" in keyless.stderr
 
 
 # -- killed in the middle ------------------------------------------------------------------------------------
