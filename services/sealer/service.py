@@ -8,6 +8,7 @@ seals alone are nothing new.
 import asyncio
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -53,11 +54,13 @@ class Sealer:
         every_s: float,
         every_events: int,
         archive: str | None = None,
+        trusted: Sequence[bytes] = (),
     ) -> None:
         self._bus = bus
         self._appender = appender
         self._folder = folder
         self._archive = archive
+        self._trusted = trusted  # public keys of sealers before this one, whose archive is believed
         self._every_s = every_s
         self._every_events = every_events
         self._signer = signer(folder)
@@ -105,7 +108,7 @@ class Sealer:
     async def _take_up_archived(self) -> None:
         """Where the messages that are next are not in the stream any more: go on from the archive's newest day.
 
-        It is believed only as far as a seal of this very key proves it.
+        It is believed only as far as a seal of this very key proves it, or of one that is trusted.
         """
         begin = (await first_seq(self._bus))[0]
         if self._sealing.size >= begin - 1:
@@ -117,8 +120,11 @@ class Sealer:
         newest = await asyncio.to_thread(where.newest)
         if newest is None or newest.last_seq < begin - 1 or newest.stream != self._stream:
             raise RemitError(f"{self._archive} does not say how the tree of this stream stood at message {begin - 1}")
-        if why := unproven(newest, Keys([self._signer.public])):
-            raise RemitError(f"{newest.day} in {self._archive} is not proven by this sealer's own seals: {why}")
+        if why := unproven(newest, Keys([self._signer.public, *self._trusted])):
+            raise RemitError(
+                f"{newest.day} in {self._archive} is not proven by this sealer's own seals: {why}. If another key "
+                "sealed it, name its public key in REMIT_SEALER_TRUSTS"
+            )
         self._sealing = Sealing(newest.after)
         self._sealed = newest.last_seq
         log.warning("going on from the archive's tree at message %d", newest.last_seq)

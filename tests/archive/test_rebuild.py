@@ -25,6 +25,7 @@ from shared.config import Config
 from shared.errors import RemitError
 from shared.events import read
 from shared.ledger import Question
+from shared.proof.keys import signer
 from shared.pull import Gone, Reader
 from shared.schedule import Schedule
 from shared.status import EXIT_FAILED, EXIT_NOT_FOUND
@@ -309,6 +310,11 @@ async def test_a_sealer_that_has_lost_its_state_goes_on_from_the_archive(built: 
 async def test_a_sealer_believes_an_archive_only_by_its_own_seals(built: Built) -> None:
     with pytest.raises(RemitError, match="not proven by this sealer's own seals"):
         await built.seal("another", archive=str(built.archive))
+    trusted = [signer(built.folder / KEY).public]
+    heir = await built.seal("another", archive=str(built.archive), trusted=trusted)
+    await say_runs(built.appender, 1)
+    await built.sealed()
+    await heir.stop()
 
 
 async def test_the_engine_goes_on_without_the_head(remit: Stack, built: Built) -> None:
