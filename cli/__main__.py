@@ -30,6 +30,7 @@ COMMANDS = {
     "replay": ("cli.replay", "replay"),
     "audit": ("cli.audit", "audit"),
     "proof": ("cli.proof", "proof"),
+    "archive": ("cli.archive", "archive"),
     "tokens": ("cli.reports", "tokens"),
     "usage": ("cli.reports", "usage"),
     "daily": ("cli.reports", "daily"),

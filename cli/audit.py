@@ -7,15 +7,14 @@ from typing import Any
 
 import click
 
-from cli.reading import Message, bundle_of, read_all
+from cli.reading import Message, bundle_of, read_all, read_run
 from cli.runs import RUN
-from cli.speak import common, data, ends_well, line, table, talk, with_bus
+from cli.speak import archive_option, common, data, ends_well, line, table, talk, with_bus
 from shared.audit.findings import RULES, Announced, Audited, Finding
 from shared.audit.of_stream import Audit
 from shared.bus import Bus
 from shared.errors import NotFound, RemitError, Unavailable
 from shared.status import EXIT_FAILED
-from shared.story import read_messages
 from shared.subjects import ARTIFACTS_BUCKET, artifact
 
 
@@ -26,10 +25,18 @@ from shared.subjects import ARTIFACTS_BUCKET, artifact
 @click.option("--no-artifacts", is_flag=True, help="Leave the object store out.")
 @click.option("--notes", is_flag=True, help="Print what counts for nothing, too.")
 @click.option("--rules", is_flag=True, help="Print the rules, and judge nothing.")
+@archive_option
 @common
 @ends_well
 def audit(
-    output: str, run: int | None, everything: bool, bundle: Path | None, no_artifacts: bool, notes: bool, rules: bool
+    output: str,
+    run: int | None,
+    everything: bool,
+    bundle: Path | None,
+    no_artifacts: bool,
+    notes: bool,
+    rules: bool,
+    archive: str | None,
 ) -> None:
     """Check the record of RUN, or of --all, by rules that share no code with the engine.
 
@@ -44,7 +51,7 @@ def audit(
         found = heard(bundle_of(bundle).messages)
         no_artifacts = True
     else:
-        found = with_bus(lambda bus: _audited(bus, run, check_artifacts=not no_artifacts))
+        found = with_bus(lambda bus: _audited(bus, run, archive, check_artifacts=not no_artifacts))
     if output == "json":
         data(found.told())
     else:
@@ -60,12 +67,12 @@ def heard(messages: list[Message]) -> Audited:
     return one.result()
 
 
-async def _audited(bus: Bus, run: int | None, *, check_artifacts: bool) -> Audited:
+async def _audited(bus: Bus, run: int | None, archive: str | None, *, check_artifacts: bool) -> Audited:
     if run is not None:
-        found = heard(await read_messages(bus, run))
+        found = heard(await read_run(bus, run, archive))
     else:
         whole = Audit()
-        await read_all(bus, whole.hear)
+        await read_all(bus, whole.hear, archive=archive)
         found = whole.result()
     if check_artifacts:
         found.findings += await in_store(bus, found.artifacts)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from cli.speak import common, data, ends_well, fail, talk, with_bus
+from cli.speak import archive_option, common, data, ends_well, fail, talk, with_bus
 from shared.bus import Bus
 from shared.errors import RemitError, Unavailable
 from shared.ledger import Answer
@@ -23,12 +23,14 @@ SILENCE_S = 60.0
 
 @click.command()
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Of the file, where no registry is running.")
+@archive_option
 @common
 @ends_well
-def rebuild(output: str, data_dir: Path | None) -> None:
+def rebuild(output: str, data_dir: Path | None, archive: str | None) -> None:
     """Drop the registry's tables and fold the whole stream again.
 
-    Exit code 1 when the new tables differ from the old ones at the same event: the record or the fold was changed.
+    A registry that is running does it, with its own --archive; where none is, it is done here, with this one. Exit
+    code 1 when the new tables differ from the old ones at the same event: the record or the fold was changed.
     """
     try:
         result = with_bus(_ask)
@@ -36,7 +38,7 @@ def rebuild(output: str, data_dir: Path | None) -> None:
         if "registry" not in error.message:
             raise
         talk("no registry is running; folding into its file here")
-        result = _offline(data_dir)
+        result = _offline(data_dir, archive)
     if output == "json":
         data(result)
     else:
@@ -73,9 +75,11 @@ async def _ask(bus: Bus) -> dict[str, Any]:
         _progress(told.more)
 
 
-def _offline(data_dir: Path | None) -> dict[str, Any]:
+def _offline(data_dir: Path | None, archive: str | None) -> dict[str, Any]:
     if data_dir:
         os.environ["REMIT_DATA_DIR"] = str(data_dir.absolute())
+    if archive:
+        os.environ["REMIT_ARCHIVE"] = archive
     with subprocess.Popen(
         [sys.executable, "-m", "services.registry", "--rebuild"], stdout=subprocess.PIPE, text=True
     ) as child:

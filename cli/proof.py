@@ -1,5 +1,6 @@
 """`remit proof`: what was sealed, a run's events with their proof, and the checking of both."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import click
 import msgspec
 
-from cli.reading import Message, bundle_of, read_all
+from cli.reading import Message, bundle_of, read_all, read_run
 from cli.runs import RUN
-from cli.speak import common, data, ends_well, line, table, talk, with_bus
+from cli.speak import archive_option, common, data, ends_well, line, table, talk, with_bus
+from shared.archive.store import Archive
 from shared.bus import Bus
 from shared.config import data_dir as default_data_dir
 from shared.errors import Malformed, NotFound, RemitError
@@ -18,7 +20,6 @@ from shared.proof.bundle import Bundle, Proven, Prover, check
 from shared.proof.keys import fingerprint, is_signed, read_public, signer
 from shared.proof.sealing import Sealing, closing, heads_root, signed_bytes
 from shared.status import EXIT_FAILED
-from shared.story import read_messages
 from shared.streams import standing
 from shared.subjects import AUDIT_SEALS, EVENTS
 
@@ -30,13 +31,15 @@ def proof() -> None:
     """Prove what a run's record is, and check such proofs without anybody's word for it."""
 
 
-def _key_option(command: Callable[..., Any]) -> Callable[..., Any]:
+def key_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--key`, of whoever checks one signature."""
     return click.option(
         "--key", "key_text", metavar="FILE|HEX", help="The sealer's public key: a PEM file, or 64 hex digits."
     )(command)
 
 
-def _public(text: str) -> bytes:
+def public_of(text: str) -> bytes:
+    """The public key that the option's text is, or whose file it names."""
     path = Path(text)
     return read_public(path.read_text() if path.is_file() else text)
 
@@ -68,10 +71,9 @@ def seals(output: str) -> None:
         table(rows, ("size", "at", "root", "runs", "key"))
 
 
-async def read_seals(bus: Bus) -> list[AuditSealed]:
-    """Every readable seal of the stream, by size."""
+async def read_seals(bus: Bus, after: int = 0) -> list[AuditSealed]:
+    """Every readable seal of the stream that lies behind message `after`, by size."""
     found: list[AuditSealed] = []
-    after = 0
     while page := await bus.direct(EVENTS, {"next_by_subj": AUDIT_SEALS, "seq": after + 1, "batch": PAGE}):
         for message in page:
             body = read(*message).body
@@ -81,20 +83,30 @@ async def read_seals(bus: Bus) -> list[AuditSealed]:
     return sorted(found, key=lambda seal: seal.size)
 
 
+async def all_seals(bus: Bus, archive: str | None) -> list[AuditSealed]:
+    """Those of the stream, and those that the archive has kept of what the stream has let go; by size."""
+    found = {(one.size, one.signature): one for one in await read_seals(bus)}
+    if archive is not None:
+        for manifest in await asyncio.to_thread(lambda: Archive.at(archive).manifests()):
+            found |= {(one.size, one.signature): one for one in (*manifest.seals, manifest.covered_by)}
+    return sorted(found.values(), key=lambda seal: seal.size)
+
+
 @proof.command()
 @click.argument("run", type=RUN)
 @click.option("--to", type=click.Path(path_type=Path), help="Write to this file instead of stdout.")
 @click.option("--by", metavar="KEY", help="Only with a seal of this key (its name, as `proof seals` prints it).")
 @click.option("--unsealed", is_flag=True, help="The events alone: to be replayed and audited, proving nothing.")
+@archive_option
 @common
 @ends_well
-def export(output: str, run: int, to: Path | None, by: str | None, unsealed: bool) -> None:
+def export(output: str, run: int, to: Path | None, by: str | None, unsealed: bool, archive: str | None) -> None:
     """Write RUN's events with the proof that they are the record's.
 
     Of a run that is over: all of it. Of one that is not: all up to the newest seal. It reads the stream from its
     beginning to the seal.
     """
-    bundle = with_bus(lambda bus: make_bundle(bus, run, by, unsealed=unsealed))
+    bundle = with_bus(lambda bus: make_bundle(bus, run, by, unsealed=unsealed, archive=archive))
     content = msgspec.json.format(msgspec.json.encode(bundle), indent=1) + b"\n"
     if to:
         to.write_bytes(content)
@@ -104,13 +116,15 @@ def export(output: str, run: int, to: Path | None, by: str | None, unsealed: boo
     talk(f"run {run}: {len(bundle.events)} events, {sealed}{f'; wrote {to}' if to else ''}")
 
 
-async def make_bundle(bus: Bus, run: int, by: str | None = None, *, unsealed: bool = False) -> Bundle:
-    messages = await read_messages(bus, run)
+async def make_bundle(
+    bus: Bus, run: int, by: str | None = None, *, unsealed: bool = False, archive: str | None = None
+) -> Bundle:
+    messages = await read_run(bus, run, archive)
     if unsealed:
         return Bundle(run, [Proven(seq, at_ns, subject, content) for subject, seq, at_ns, content in messages])
-    seal = seal_for(run, messages, [one for one in await read_seals(bus) if by in (None, one.key)])
+    seal = seal_for(run, messages, [one for one in await all_seals(bus, archive) if by in (None, one.key)])
     prover = Prover(run, seal)
-    await read_all(bus, prover.add, until=seal.size)
+    await read_all(bus, prover.add, until=seal.size, archive=archive)
     try:
         return prover.bundle()
     except ValueError as error:
@@ -131,7 +145,7 @@ def seal_for(run: int, messages: list[Message], known: list[AuditSealed]) -> Aud
 
 @proof.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@_key_option
+@key_option
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print the data.")
 @ends_well
 def verify(output: str, file: Path, key_text: str | None) -> None:
@@ -139,7 +153,7 @@ def verify(output: str, file: Path, key_text: str | None) -> None:
     if not key_text:
         raise click.UsageError("whose seal? name the public key with --key (`remit proof key` prints it)")
     bundle = bundle_of(file)
-    verdict = check(bundle, _public(key_text))
+    verdict = check(bundle, public_of(key_text))
     if output == "json":
         data(verdict.told())
     else:
@@ -151,18 +165,19 @@ def verify(output: str, file: Path, key_text: str | None) -> None:
 
 
 @proof.command("check")
-@_key_option
+@key_option
 @click.option("--seals", "seals_file", type=click.Path(path_type=Path), help="The sealer's own file, seals.jsonl.")
+@archive_option
 @common
 @ends_well
-def check_stream(output: str, key_text: str | None, seals_file: Path | None) -> None:
+def check_stream(output: str, key_text: str | None, seals_file: Path | None, archive: str | None) -> None:
     """Check the whole stream against its seals. Exit code 1 when it is not what was sealed, with the place.
 
     With --seals against those of the sealer's file, too: a stream that was cut or made anew has lost its own.
     """
-    public = _public(key_text) if key_text else None
-    kept = _seals_of(seals_file) if seals_file else []
-    rows = with_bus(lambda bus: _check(bus, kept, public))
+    public = public_of(key_text) if key_text else None
+    kept = seals_of(seals_file) if seals_file else []
+    rows = with_bus(lambda bus: _check(bus, kept, public, archive))
     flaws = [row for row in rows if row["flaw"]]
     if output == "json":
         data({"seals": len(rows), "flaws": flaws})
@@ -173,7 +188,8 @@ def check_stream(output: str, key_text: str | None, seals_file: Path | None) -> 
     raise SystemExit(EXIT_FAILED if flaws else 0)
 
 
-def _seals_of(path: Path) -> list[AuditSealed]:
+def seals_of(path: Path) -> list[AuditSealed]:
+    """The seals in the sealer's own file."""
     try:
         return [msgspec.json.decode(one, type=AuditSealed) for one in path.read_bytes().splitlines() if one.strip()]
     except FileNotFoundError as error:
@@ -182,9 +198,12 @@ def _seals_of(path: Path) -> list[AuditSealed]:
         raise Malformed(f"{path} holds no seals: {error}", field="seals") from error
 
 
-async def _check(bus: Bus, kept: list[AuditSealed], public: bytes | None) -> list[dict[str, Any]]:
+async def _check(
+    bus: Bus, kept: list[AuditSealed], public: bytes | None, archive: str | None = None
+) -> list[dict[str, Any]]:
     stream, end = await standing(bus)
-    known = sorted([*kept, *(one for one in await read_seals(bus) if one not in kept)], key=lambda seal: seal.size)
+    found = await all_seals(bus, archive)
+    known = sorted([*kept, *(one for one in found if one not in kept)], key=lambda seal: seal.size)
     sealing, at = Sealing(), 0
     rows: list[dict[str, Any]] = []
     sound = 0  # the last size at which stream and seal agreed
@@ -209,7 +228,7 @@ async def _check(bus: Bus, kept: list[AuditSealed], public: bytes | None) -> lis
             at += 1
             weigh(seal, _differs(seal, sealing, stream, sound))
 
-    await read_all(bus, hear)
+    await read_all(bus, hear, archive=archive)
     for seal in known[at:]:
         weigh(seal, f"the stream ends at message {end}: it was cut, or it is another one")
     return rows

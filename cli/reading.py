@@ -2,34 +2,91 @@
 
 import asyncio
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
+from shared.archive.days import Row
+from shared.archive.store import Archive
 from shared.bus import Bus
+from shared.client import Headers
 from shared.errors import Malformed, NotFound
 from shared.proof.bundle import BUNDLE_BYTES_MAX, Bundle, read_bundle
-from shared.pull import Reader
-from shared.streams import last_seq
-from shared.subjects import EVENTS
+from shared.proof.sealing import run_of
+from shared.pull import Gone, Reader
+from shared.story import read_messages
+from shared.streams import first_seq, standing
+from shared.subjects import EVENTS, GOALS
 
 BATCH = 4096
 
 Message = tuple[str, int, int, bytes]  # subject, sequence, stamp in nanoseconds, data
 
 
-async def read_all(bus: Bus, hear: Callable[[str, int, int, bytes], None], *, until: int | None = None) -> int:
-    """Call `hear` for every message from the first up to `until` (or to the end as it is now); the last sequence."""
-    end = await last_seq(bus) if until is None else until
-    if not end:
-        return 0
+async def read_all(
+    bus: Bus,
+    hear: Callable[[str, int, int, bytes], object],
+    *,
+    until: int | None = None,
+    archive: str | None = None,
+) -> int:
+    """Call `hear` for every message from the first up to `until` (or to the end as it is now); the last sequence.
+
+    What the stream does not have any more comes from the archive at this place; without one that is `Gone`.
+    """
+    created, last = await standing(bus)
+    end = last if until is None else until
+    begin = (await first_seq(bus))[0]
+    gone = min(begin - 1, end)
+    if gone and archive is None:
+        raise Gone(EVENTS, 1, begin - 1, "name the archive that has them with --archive TO")
+    if gone:
+        rows = Archive.at(archive or "").rows(1, gone, created)
+        while some := await asyncio.to_thread(lambda: list(islice(rows, BATCH))):
+            for subject, seq, at_ns, data, _ in some:
+                hear(subject, seq, at_ns, data)
+
+    def heard(row: Row) -> None:
+        hear(*row[:4])
+
+    if end > gone:
+        await read_range(bus, gone + 1, end, heard)
+    return end
+
+
+async def read_run(bus: Bus, run: int, archive: str | None = None) -> list[Message]:
+    """Every message of the run, its goal among them, in stream order.
+
+    Of one that the stream has let go: from the archive at this place, and what was said behind its end from the
+    stream. `NotFound` without an archive.
+    """
+    if archive is None or run >= (await first_seq(bus))[0]:
+        return await read_messages(bus, run)
+    number = str(run)
+    found: list[Message] = []
+
+    def hear(subject: str, seq: int, at_ns: int, data: bytes) -> None:
+        if seq == run or run_of(subject) == number:
+            found.append((subject, seq, at_ns, data))
+
+    await read_all(bus, hear, archive=archive)
+    if not any(seq == run and subject.startswith(GOALS[0]) for subject, seq, *_ in found):
+        raise NotFound(f"message {run} of the stream is no goal, so there is no run {run}", field="run")
+    return found
+
+
+async def read_range(bus: Bus, first: int, last: int, hear: Callable[[Row], object]) -> None:
+    """Call `hear` for messages `first` to `last`, until it returns something true. `Gone` where one is not there."""
     done = asyncio.Event()
 
     def heard(subject: str, seq: int, at_ns: int, data: bytes) -> None:
-        if seq <= end:
-            hear(subject, seq, at_ns, data)
-        if seq >= end:
+        if done.is_set():
+            return
+        block = reader.headers.raw if isinstance(reader.headers, Headers) else None
+        if hear((subject, seq, at_ns, data, block)) or seq == last:
             done.set()
 
-    reader = await Reader(bus, EVENTS, heard, batch=BATCH).start()
+    reader = Reader(bus, EVENTS, heard, start_seq=first, batch=BATCH, whole=True)
+    await reader.start()
     failed = asyncio.create_task(reader.failed())
     came = asyncio.create_task(done.wait())
     try:
@@ -40,7 +97,6 @@ async def read_all(bus: Bus, hear: Callable[[str, int, int, bytes], None], *, un
         failed.cancel()
         came.cancel()
         await reader.stop()
-    return end
 
 
 def bundle_of(path: Path) -> Bundle:

@@ -6,16 +6,15 @@ from typing import Any
 
 import click
 
-from cli.reading import Message, bundle_of
+from cli.reading import Message, bundle_of, read_run
 from cli.runs import RUN
-from cli.speak import common, data, ends_well, line, plain, status, talk, with_bus
+from cli.speak import archive_option, common, data, ends_well, line, plain, status, talk, with_bus
 from shared.clock import parse_ns, rfc3339
 from shared.errors import Malformed, NotFound
 from shared.events import Event, Unreadable, read
 from shared.plan import GATE
 from shared.run import Early, Run, begin, evolve, refusal
 from shared.run_approvals import ANONYMOUS
-from shared.story import read_messages
 
 # Who says what, where the subject does not name somebody.
 SPEAKERS = {
@@ -36,9 +35,12 @@ BY_PRINCIPAL = ("goal.submitted", "run.cancel_requested", "approval.granted", "a
 @click.option("--bundle", type=click.Path(path_type=Path), help="From a file of `remit proof export`, without a NATS.")
 @click.option("--as-of", metavar="SEQ|TIME", help="Only up to this event, or to this time (RFC 3339).")
 @click.option("--step", "stepping", is_flag=True, help="One event at a time, with Enter.")
+@archive_option
 @common
 @ends_well
-def replay(output: str, run: int | None, bundle: Path | None, as_of: str | None, stepping: bool) -> None:
+def replay(
+    output: str, run: int | None, bundle: Path | None, as_of: str | None, stepping: bool, archive: str | None
+) -> None:
     """Tell the story of RUN: each event, who said it, what it followed from, and what it changed."""
     if (run is None) == (bundle is None):
         raise click.UsageError("name a RUN, or --bundle FILE")
@@ -48,7 +50,7 @@ def replay(output: str, run: int | None, bundle: Path | None, as_of: str | None,
     else:
         assert run is not None
         wanted = run
-        messages = with_bus(lambda bus: read_messages(bus, wanted))
+        messages = with_bus(lambda bus: read_run(bus, wanted, archive))
     told = story(run, _until(messages, as_of))
     if output == "json":
         data({"run": run, "events": told})

@@ -169,6 +169,17 @@ def principal_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def archive_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--archive`: where the messages lie that the stream does not have any more."""
+    return click.option(
+        "--archive",
+        metavar="TO",
+        envvar="REMIT_ARCHIVE",
+        help="Read what the stream does not have any more from this archive: a folder, or s3://bucket/prefix "
+        "(default: REMIT_ARCHIVE).",
+    )(command)
+
+
 def nats_option(command: Callable[..., Any]) -> Callable[..., Any]:
     def remember(_context: click.Context, _option: click.Parameter, value: str | None) -> None:
         if value:

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from cli.keeper import SERVICES, Keeper, module, until_ready
-from cli.speak import ends_well, nats_option, talk
+from cli.speak import archive_option, ends_well, nats_option, talk
 from shared.bus import bare, connect
 from shared.config import HTTP_DEFAULT, data_dir, host_name
 from shared.errors import RemitError
@@ -54,9 +54,16 @@ def held(directory: Path) -> Iterator[None]:
     type=click.Choice([str(count) for count in REPLICAS]),
     help=REPLICAS_HELP,
 )
+@archive_option
 @ends_well
 def up(
-    data_dir: Path | None, nats: str | None, nats_port: int, http_port: int, host: str | None, replicas: str
+    data_dir: Path | None,
+    nats: str | None,
+    nats_port: int,
+    http_port: int,
+    host: str | None,
+    replicas: str,
+    archive: str | None,
 ) -> None:
     """Run the whole stack in the foreground until Ctrl-C.
 
@@ -66,6 +73,8 @@ def up(
         raise click.UsageError(
             f"--replicas {replicas} (or REMIT_REPLICAS) needs a NATS cluster; name its servers: --nats URL,URL,URL"
         )
+    if archive:
+        os.environ["REMIT_ARCHIVE"] = archive  # the services have it of us
     where = _directory(data_dir)
     with held(where):
         raise SystemExit(asyncio.run(_up(where, nats, nats_port, http_port, host or host_name(), int(replicas))))
@@ -181,6 +190,13 @@ def _service(name: str) -> click.Command:
         hidden=name != "registry",
         help="Of a registry that is a replica and answers nobody.",
     )
+    @click.option(
+        "--archive",
+        metavar="TO",
+        hidden=name not in ("registry", "sealer"),
+        help="Where the events lie that the stream does not have any more: a folder, or s3://bucket/prefix.  "
+        "[env var: REMIT_ARCHIVE]",
+    )
     @nats_option
     def run(
         host: str | None,
@@ -189,9 +205,11 @@ def _service(name: str) -> click.Command:
         replicas: str | None,
         slots: int | None,
         file: Path | None,
+        archive: str | None,
     ) -> None:
         for variable, value in (
             ("REMIT_REGISTRY_FILE", str(file.absolute()) if file else None),
+            ("REMIT_ARCHIVE", archive),
             ("REMIT_HOST", host),
             ("REMIT_DATA_DIR", str(data_dir.absolute()) if data_dir else None),
             ("REMIT_HTTP", http),

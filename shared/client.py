@@ -52,6 +52,16 @@ CREATE_ONLY = {"Nats-Expected-Last-Subject-Sequence": "0"}
 # What the server keeps with each create-only append and hands out again; nobody needs to read it, or to write it anew.
 _EXPECTED_HEADER = b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: 0\r\n\r\n"
 _CRLF = b"\r\n"
+
+
+class Headers(dict[str, str]):
+    """A message's headers, and the block of bytes that they were read from."""
+
+    raw: bytes = b""
+
+
+_EXPECTED = Headers(CREATE_ONLY)
+_EXPECTED.raw = _EXPECTED_HEADER
 _white_space = re.compile(r"[ \t\r\n]").search  # in a subject it would end the line, and begin another command
 
 
@@ -169,8 +179,7 @@ class _Parser(nats.protocol.parser.Parser):  # type: ignore[misc]
                 headers = None
                 if header_size:
                     header = data[head : head + header_size]
-                    if header != _EXPECTED_HEADER:
-                        headers = await client._process_headers(header)
+                    headers = _EXPECTED if header == _EXPECTED_HEADER else await client._process_headers(header)
                     head += header_size
                 subject = words[1].decode(errors="replace")
                 listener.take(subject, data[head:tail], reply.decode(errors="replace"), headers)
@@ -261,12 +270,15 @@ class Client(nats.aio.client.Client):  # type: ignore[misc]
             await self._flush_pending()
 
     async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
-        if not headers or headers == _EXPECTED_HEADER:
+        if not headers:
             return None
+        if headers == _EXPECTED_HEADER:
+            return _EXPECTED
         try:
-            parsed: dict[str, str] | None = await super()._process_headers(headers)
+            parsed = Headers(await super()._process_headers(headers) or {})
         except (IndexError, ValueError):
-            return None  # the server passes on whatever somebody called a header
+            parsed = Headers()  # the server passes on whatever somebody called a header
+        parsed.raw = headers
         return parsed
 
     def _build_message(

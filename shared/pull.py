@@ -60,10 +60,14 @@ def stamps(reply: str) -> list[str]:
     return parts if len(parts) == 9 else parts[:11]
 
 
+# Subject, data, reply subject, headers (None when there are none).
+_Deliver = Callable[[str, bytes, str, Mapping[str, str] | None], Any]
+
+
 class _Pulls:
     """The outstanding pull requests of one consumer."""
 
-    def __init__(self, bus: Bus, stream: str, consumer: str, batch: int, deliver: Callable[[str, bytes, str], Any]):
+    def __init__(self, bus: Bus, stream: str, consumer: str, batch: int, deliver: _Deliver):
         self._bus = bus
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._batch = batch
@@ -132,7 +136,7 @@ class _Pulls:
         if headers and "Status" in headers and not reply.startswith("$JS.ACK"):
             return self._told(subject, headers["Status"], headers.get("Description", ""))
         self._came_since += 1
-        done: Awaitable[None] | None = self._deliver(subject, data, reply)
+        done: Awaitable[None] | None = self._deliver(subject, data, reply, headers)
         if self._came_since < self._next_look:
             return done
         self._count()
@@ -223,7 +227,7 @@ class Puller:
         body = b"-NAK " + msgspec.json.encode({"delay": int(delay_s * NS)}) if delay_s else b"-NAK"
         await self._bus.publish(delivery.reply, body)
 
-    def _deliver(self, subject: str, data: bytes, reply: str) -> Any:
+    def _deliver(self, subject: str, data: bytes, reply: str, _headers: Mapping[str, str] | None) -> Any:
         said = stamps(reply)
         return self._handler(Delivery(subject, data, reply, int(said[-4]), int(said[-2]), int(said[-5])))
 
@@ -232,8 +236,22 @@ class Puller:
 OnMessage = Callable[[str, int, int, bytes], Awaitable[None] | None]
 
 
+class Gone(RemitError):
+    """Messages that are wanted are not in the stream any more: `first` to `last` of them."""
+
+    def __init__(self, stream: str, first: int, last: int, way_out: str = "") -> None:
+        messages = f"message {first} is" if first == last else f"messages {first} to {last} are"
+        text = f"{messages} not in {stream} any more, which begins with {last + 1}"
+        super().__init__(f"{text}; {way_out}" if way_out else text)
+        self.first, self.last = first, last
+
+
 class Reader:
-    """Every message of a stream (or of some of its subjects), once, in order, from `start_seq` on, for ever."""
+    """Every message of a stream (or of some of its subjects), once, in order, from `start_seq` on, for ever.
+
+    With `whole` it fails with `Gone` where the stream lacks a message, so that nothing is folded over a hole; without
+    it, the next one that there is follows. `headers` are those of the message that the handler has in hand.
+    """
 
     def __init__(
         self,
@@ -244,10 +262,13 @@ class Reader:
         start_seq: int = 1,
         subjects: Sequence[str] | None = None,
         batch: int = 1024,
+        whole: bool = False,
     ) -> None:
         self._bus = bus
         self._stream = stream
         self._handler = handler
+        self._whole = whole
+        self.headers: Mapping[str, str] | None = None
         self._subjects = list(subjects) if subjects is not None else None
         self._batch = batch
         self.position = start_seq - 1
@@ -329,7 +350,7 @@ class Reader:
             config["filter_subjects"] = self._subjects
         return config
 
-    def _deliver(self, subject: str, data: bytes, reply: str) -> Any:
+    def _deliver(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> Any:
         said = stamps(reply)
         if said[-6] != self._consumer or self._failure.done():
             return None  # a late message of the consumer before; or one that must not be folded over a hole
@@ -340,7 +361,11 @@ class Reader:
                 self._pulls.gone.set()
             return None
         self._consumer_seq = number
-        self.position = seq = int(said[-4])
+        seq = int(said[-4])
+        if self._whole and seq != self.position + 1:
+            self._fail(Gone(self._stream, self.position + 1, seq - 1))
+            return None
+        self.position, self.headers = seq, headers
         try:
             done = self._handler(subject, seq, int(said[-2]), data)
         except Exception as error:

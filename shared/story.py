@@ -17,6 +17,7 @@ from shared.errors import NotFound, RemitError, Unavailable
 from shared.events import Artifact, Event, Unreadable, read
 from shared.plan import Goal, read_goal
 from shared.run import Early, Run, begin, evolve, refusal
+from shared.streams import first_seq
 from shared.subjects import EVENTS, GOALS, of_run
 
 PAGE_EVENTS = 1_000
@@ -69,7 +70,7 @@ async def begun(bus: Bus, run: int) -> Story:
     """The run with its goal alone. `NotFound` when message `run` is no goal."""
     found = await bus.stored(EVENTS, run)
     if found is None:
-        raise NotFound(f"there is no run {run}", field="run")
+        raise await _not_there(bus, run)
     subject, at_ns, data = found
     event = read(subject, run, _whole_us(at_ns), data)
     if event.kind != "goal.submitted" or isinstance(event.body, Unreadable):
@@ -94,10 +95,21 @@ async def read_story(bus: Bus, run: int) -> Story:
 async def read_messages(bus: Bus, run: int) -> list[Message]:
     """Every message of the run as it lies in the stream, its goal among them, in stream order. `NotFound` as above."""
     goal, messages = await asyncio.gather(bus.stored(EVENTS, run), _messages(bus, run))
-    if goal is None or not goal[0].startswith(GOALS[0]):
+    if goal is None:
+        raise await _not_there(bus, run)
+    if not goal[0].startswith(GOALS[0]):
         raise NotFound(f"message {run} of the stream is no goal, so there is no run {run}", field="run")
     subject, at_ns, data = goal
     return sorted([(subject, run, at_ns, data), *messages], key=lambda message: message[1])
+
+
+async def _not_there(bus: Bus, run: int) -> NotFound:
+    """There is no such message: not yet, or not any more."""
+    begin = (await first_seq(bus))[0]
+    if run < begin:
+        gone = f"the stream begins with message {begin}: what is left of run {run} is in the archive and the registry"
+        return NotFound(gone, field="run")
+    return NotFound(f"there is no run {run}", field="run")
 
 
 async def _messages(bus: Bus, run: int) -> Sequence[Message]:

@@ -74,6 +74,7 @@ class Schedules:
         self._standings: dict[str, Standing] = dict(known or {})
         self._schedule_of = {run: name for name, one in self._standings.items() for run in one.active}
         self._position = 0
+        self.floor_s = 0  # ticks up to here are decided, whether or not the stream still has their facts
         # Of this process only: ticks whose place was taken before their time, and which one comes next, so that it is
         # not asked each second.
         self._passed: dict[str, int] = {}
@@ -166,7 +167,7 @@ class Schedules:
 
     def _decide_one(self, name: str, schedule: Schedule, now_s: float, most: int) -> Iterator[Saying]:
         standing = self._standings.get(name, Standing())
-        begin_s = max(schedule.since_s, standing.decided_s, self._passed.get(name, 0))
+        begin_s = max(schedule.since_s, standing.decided_s, self._passed.get(name, 0), self.floor_s)
         if self._nothing_since(schedule, begin_s, now_s):
             return
         busy = _busy(standing, schedule)

@@ -20,11 +20,12 @@ from services.executor.schedules import HEARD
 from services.executor.timers import Timers
 from shared.append import Appender
 from shared.bus import Bus
+from shared.clock import NS_PER_S, now_ns
 from shared.config import Config, setting
 from shared.errors import RemitError
 from shared.events import StepCompleted, encode, read
 from shared.pull import Reader
-from shared.streams import PENDING_MAX, planner_queue, standing, worker_queue
+from shared.streams import PENDING_MAX, first_seq, planner_queue, standing, worker_queue
 from shared.subjects import EVENTS, SNAPSHOTS_BUCKET, TIMER_AT
 
 log = logging.getLogger("remit.executor")
@@ -47,13 +48,27 @@ class Executor:
 
     async def start(self) -> None:
         self._created, self._known_end = await standing(self._bus)
+        begin, begin_ns = await first_seq(self._bus)
         await self._recall()
+        self._pass_over(begin, begin_ns)
         self._kept_at = self.engine.position
         if self.engine.position >= self._known_end:
             await self._begin_to_decide()
         self._reader = await Reader(self._bus, EVENTS, self.on_event, start_seq=self.engine.position + 1).start()
         self._keeper = asyncio.create_task(self._keep())
         self._scheduler = asyncio.create_task(self._schedules.keep(self.engine))
+
+    def _pass_over(self, begin: int, begin_ns: int) -> None:
+        """What the stream does not have any more (docs/archive.md): no run that is active, and ticks long decided."""
+        if begin == 1:
+            return
+        if self.engine.position < begin - 1:
+            # A memory from before that is not believed either: how its runs ended is among what is gone.
+            log.info("the stream begins with message %d: nothing before it is active", begin)
+            self.engine = Engine()
+            self.engine.position = begin - 1
+        # The newest tick of a schedule that seldom fires may be gone, and must not be decided again.
+        self.engine.schedules.floor_s = (begin_ns or now_ns()) // NS_PER_S
 
     async def stop(self) -> None:
         self._keeper.cancel()

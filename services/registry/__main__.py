@@ -14,6 +14,7 @@ from services.registry.service import Registry
 from services.registry.store import Store
 from shared import process
 from shared.config import data_dir
+from shared.errors import RemitError
 from shared.streams import standing
 from shared.subjects import EVENTS
 
@@ -28,7 +29,8 @@ def ledger() -> Path:
 
 async def main(stop: asyncio.Event) -> None:
     bus = await process.connected("registry")
-    registry = Registry(bus, ledger(), answers=not os.environ.get("REMIT_REGISTRY_FILE"))
+    archive = os.environ.get("REMIT_ARCHIVE")
+    registry = Registry(bus, ledger(), answers=not os.environ.get("REMIT_REGISTRY_FILE"), archive=archive)
     await registry.start()
     await process.until(stop, registry.failed())
     await registry.stop()
@@ -58,7 +60,12 @@ async def offline(path: Path) -> None:
     fresh.unlink(missing_ok=True)
     store = Store(fresh)
     store.begin(EVENTS, created)
-    await rebuild(bus, store, Fold(), until, tell)
+    try:
+        await rebuild(bus, store, Fold(), until, tell, os.environ.get("REMIT_ARCHIVE"))
+    except RemitError as error:
+        store.close()
+        fresh.unlink(missing_ok=True)
+        raise SystemExit(f"{error}; the file is as it was") from error
     after = store.digest()
     store.close()
     fresh.replace(path)

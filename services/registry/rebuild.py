@@ -2,22 +2,54 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import islice
 
 from services.registry.fold import Fold
 from services.registry.store import Store
+from shared.archive.store import Archive
 from shared.bus import Bus
 from shared.errors import Unavailable
-from shared.pull import Reader
+from shared.pull import Gone, Reader
+from shared.streams import first_seq, standing
 from shared.subjects import EVENTS
 
 BATCH_EVENTS = 122_880  # a row group of DuckDB: it goes to the file at once, and not through the log first
+ARCHIVED_ROWS = 2_048  # folded at a stretch: whoever asks something meanwhile waits that long
 SILENCE_S = 30.0
+WAY_OUT = "start the registry with --archive TO (or REMIT_ARCHIVE), the archive that has them"
 
 Tell = Callable[..., Awaitable[None]]
 
 
-async def rebuild(bus: Bus, store: Store, fold: Fold, until: int, tell: Tell) -> int:
-    """Fold the events behind `fold.position` up to `until` into `store`; the position reached comes back."""
+async def from_archive(
+    bus: Bus, fold: Fold, archive: str | None, write: Callable[[], Awaitable[None]], until: int | None = None
+) -> None:
+    """Fold what the stream does not have any more (up to `until`) out of the archive at this place.
+
+    `Gone` when there is such and no archive, or RemitError when the archive is of another stream or lacks it, too. It
+    calls `write` for each batch.
+    """
+    last = (await first_seq(bus))[0] - 1
+    if fold.position >= last:
+        return
+    if not archive:
+        raise Gone(EVENTS, fold.position + 1, last, WAY_OUT)
+    created, _ = await standing(bus)
+    rows = Archive.at(archive).rows(fold.position + 1, last if until is None else min(last, until), created)
+    while some := await asyncio.to_thread(lambda: list(islice(rows, ARCHIVED_ROWS))):
+        for subject, seq, at_ns, data, _ in some:
+            fold.add(subject, seq, at_ns, data)
+        if len(fold) >= BATCH_EVENTS:
+            await write()
+    if len(fold):
+        await write()
+
+
+async def rebuild(bus: Bus, store: Store, fold: Fold, until: int, tell: Tell, archive: str | None = None) -> int:
+    """Fold the events behind `fold.position` up to `until` into `store`; the position reached comes back.
+
+    What the stream does not have any more comes from the archive at this place.
+    """
     if fold.position >= until:
         return fold.position
     done = asyncio.Event()
@@ -25,6 +57,10 @@ async def rebuild(bus: Bus, store: Store, fold: Fold, until: int, tell: Tell) ->
     async def write() -> None:
         await asyncio.to_thread(store.write, fold.take())
         await tell(position=fold.position, of=until)
+
+    await from_archive(bus, fold, archive, write, until)
+    if fold.position >= until:
+        return fold.position
 
     def on_event(subject: str, seq: int, at_ns: int, data: bytes) -> Awaitable[None] | None:
         if seq > until:
@@ -36,16 +72,19 @@ async def rebuild(bus: Bus, store: Store, fold: Fold, until: int, tell: Tell) ->
             return write()
         return None
 
-    reader = await Reader(bus, EVENTS, on_event, start_seq=fold.position + 1, batch=8192).start()
+    reader = await Reader(bus, EVENTS, on_event, start_seq=fold.position + 1, batch=8192, whole=True).start()
+    failed, came = asyncio.create_task(reader.failed()), asyncio.create_task(done.wait())
     try:
         while not done.is_set():
             before = fold.position
-            try:
-                await asyncio.wait_for(done.wait(), SILENCE_S)
-            except TimeoutError:
-                if fold.position == before:
-                    raise Unavailable(f"the stream is silent at event {before} of {until}") from None
+            await asyncio.wait({failed, came}, timeout=SILENCE_S, return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                await failed
+            if not done.is_set() and fold.position == before:
+                raise Unavailable(f"the stream is silent at event {before} of {until}")
     finally:
+        failed.cancel()
+        came.cancel()
         await reader.stop()
     if len(fold):
         await write()

@@ -16,13 +16,13 @@ import msgspec
 
 from services.registry import reports
 from services.registry.fold import Fold
-from services.registry.rebuild import rebuild
+from services.registry.rebuild import WAY_OUT, from_archive, rebuild
 from services.registry.store import Store
 from shared.bus import Bus
 from shared.errors import Malformed, RemitError
 from shared.ledger import LIMIT_MAX, SELECT_ROWS_MAX, Answer, Question, Rates
 from shared.plan import malformed
-from shared.pull import Reader
+from shared.pull import Gone, Reader
 from shared.streams import last_seq, standing
 from shared.subjects import CONFIG_BUCKET, EVENTS, registry
 
@@ -42,8 +42,9 @@ RATES_KEY = "rates"
 class Registry:
     """Folds, and answers what is in the tables."""
 
-    def __init__(self, bus: Bus, path: Path, *, answers: bool = True) -> None:
+    def __init__(self, bus: Bus, path: Path, *, answers: bool = True, archive: str | None = None) -> None:
         self._bus = bus
+        self._archive = archive  # where the events lie that the stream does not have any more
         self._answers = answers
         self._path = path
         self._fold = Fold()
@@ -90,7 +91,10 @@ class Registry:
 
     async def failed(self) -> None:
         """Wait until the fold cannot go on, and raise why. What cannot be written must not be forgotten in silence."""
-        await asyncio.gather(self._reader.failed(), asyncio.shield(self._flusher))
+        try:
+            await asyncio.gather(self._reader.failed(), asyncio.shield(self._flusher))
+        except Gone as gone:
+            raise Gone(EVENTS, gone.first, gone.last, WAY_OUT) from gone
 
     async def stop(self) -> None:
         self._flusher.cancel()
@@ -127,7 +131,13 @@ class Registry:
         self.position = position
         self._behind = end if position < end else 0
         log.info("folding from event %d on, %d runs are active", position + 1, self._fold.active)
-        self._reader = await Reader(self._bus, EVENTS, self.on_event, start_seq=position + 1, batch=4096).start()
+        await from_archive(self._bus, self._fold, self._archive, self._write_archived)
+        begin = self._fold.position + 1
+        self._reader = await Reader(self._bus, EVENTS, self.on_event, start_seq=begin, batch=4096, whole=True).start()
+
+    async def _write_archived(self) -> None:
+        await self.flush()
+        log.info("folded from the archive up to event %d", self.position)
 
     async def _put_aside(self, created: str, why: str) -> None:
         """Keep the file under another name, and begin a new one."""
@@ -308,7 +318,7 @@ class Registry:
 
         try:
             await self._in(self._selects, store.begin, EVENTS, "as-of")
-            await rebuild(self._bus, store, Fold(), until, tell)
+            await rebuild(self._bus, store, Fold(), until, tell, self._archive)
         except BaseException:
             await self._in(self._selects, store.close)
             raise
@@ -358,13 +368,13 @@ class Registry:
                 store = await self._in(self._reading, Store, fresh)
                 await self._in(self._reading, store.begin, EVENTS, created)
                 # Catch up with the live tables while they grow, then hold them still for the last stretch.
-                position = await rebuild(self._bus, store, Fold(), self.position, tell)
+                position = await rebuild(self._bus, store, Fold(), self.position, tell, self._archive)
                 async with self._flushing:
                     fold = Fold()
                     for message in await self._in(self._reading, store.active_events):
                         fold.restore(*message)
                     fold.restored(position)
-                    await rebuild(self._bus, store, fold, self.position, tell)
+                    await rebuild(self._bus, store, fold, self.position, tell, self._archive)
                     before = await self._in(self._reading, self._store.digest)
                     after = await self._in(self._reading, store.digest)
                     await self._in(self._reading, store.close)

@@ -8,19 +8,22 @@ seals alone are nothing new.
 import asyncio
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from shared.append import Appender
+from shared.archive.checking import Keys, unproven
+from shared.archive.store import Archive
 from shared.bus import Bus
 from shared.clock import rfc3339
 from shared.errors import AlreadySaid, RemitError
 from shared.events import AuditSealed, encode
 from shared.proof.keys import signer
 from shared.proof.sealing import Sealing, State, signed_bytes
-from shared.pull import Reader
-from shared.streams import standing
+from shared.pull import Gone, Reader
+from shared.streams import first_seq, standing
 from shared.subjects import AUDIT_SEALS, EVENTS, audit_sealed
 
 log = logging.getLogger("remit.sealer")
@@ -42,10 +45,22 @@ class _Kept(msgspec.Struct):
 class Sealer:
     """Folds the tree, and seals it. `failed` raises when it cannot go on."""
 
-    def __init__(self, bus: Bus, appender: Appender, folder: Path, *, every_s: float, every_events: int) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        appender: Appender,
+        folder: Path,
+        *,
+        every_s: float,
+        every_events: int,
+        archive: str | None = None,
+        trusted: Sequence[bytes] = (),
+    ) -> None:
         self._bus = bus
         self._appender = appender
         self._folder = folder
+        self._archive = archive
+        self._trusted = trusted  # public keys of sealers before this one, whose archive is believed
         self._every_s = every_s
         self._every_events = every_events
         self._signer = signer(folder)
@@ -60,9 +75,11 @@ class Sealer:
     async def start(self) -> None:
         self._stream, end = await standing(self._bus)
         self._take_up(end)
+        await self._take_up_archived()
         log.info("sealing from event %d on, with key %s", self._sealing.size + 1, self._signer.name)
         self._loop_s = asyncio.get_running_loop().time()
-        self._reader = await Reader(self._bus, EVENTS, self.on_event, start_seq=self._sealing.size + 1).start()
+        begin = self._sealing.size + 1
+        self._reader = await Reader(self._bus, EVENTS, self.on_event, start_seq=begin, whole=True).start()
         self._sealer = asyncio.create_task(self._seal_for_ever())
 
     async def failed(self) -> None:
@@ -87,6 +104,30 @@ class Sealer:
             log.warning("%s is of another stream, and this one is read from its beginning", path)
             return
         self._sealing, self._sealed = sealing, sealing.size
+
+    async def _take_up_archived(self) -> None:
+        """Where the messages that are next are not in the stream any more: go on from the archive's newest day.
+
+        It is believed only as far as a seal of this very key proves it, or of one that is trusted.
+        """
+        begin = (await first_seq(self._bus))[0]
+        if self._sealing.size >= begin - 1:
+            return
+        if not self._archive:
+            way_out = "start the sealer with --archive TO (or REMIT_ARCHIVE), whose days say how the tree stood"
+            raise Gone(EVENTS, self._sealing.size + 1, begin - 1, way_out)
+        where = await asyncio.to_thread(Archive.at, self._archive)
+        newest = await asyncio.to_thread(where.newest)
+        if newest is None or newest.last_seq < begin - 1 or newest.stream != self._stream:
+            raise RemitError(f"{self._archive} does not say how the tree of this stream stood at message {begin - 1}")
+        if why := unproven(newest, Keys([self._signer.public, *self._trusted])):
+            raise RemitError(
+                f"{newest.day} in {self._archive} is not proven by this sealer's own seals: {why}. If another key "
+                "sealed it, name its public key in REMIT_SEALER_TRUSTS"
+            )
+        self._sealing = Sealing(newest.after)
+        self._sealed = newest.last_seq
+        log.warning("going on from the archive's tree at message %d", newest.last_seq)
 
     def on_event(self, subject: str, seq: int, at_ns: int, data: bytes) -> None:
         self._sealing.add(subject, seq, at_ns, data)

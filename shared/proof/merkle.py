@@ -104,6 +104,40 @@ class Tree:
         return [*proof, self._hash(begin, begin + split)]
 
 
+def consistency_of(edge: Frontier, later: Sequence[bytes]) -> list[bytes]:
+    """The proof that the tree of `edge` is the beginning of the one that the `later` leaves make of it (2.1.4.1).
+
+    The same as `Tree.consistency`, for who has only the right edge of the first tree: left of it a proof never needs
+    another hash than those of its full subtrees.
+    """
+    first, second = edge.size, edge.size + len(later)
+    if not first:
+        raise ValueError("an empty tree is the beginning of every one, and there is nothing to prove")
+    subtrees: dict[int, bytes] = {}
+    begin = 0
+    for height in reversed(range(first.bit_length())):
+        if first >> height & 1:
+            subtrees[begin] = edge.hashes[len(subtrees)]
+            begin += 1 << height
+
+    def root(begin: int, end: int) -> bytes:
+        return subtrees[begin] if begin < first else Tree(later[begin - first : end - first]).root()
+
+    proof: list[bytes] = []
+    begin, end = 0, second
+    while first != end:
+        split = begin + _split(end - begin)
+        if first <= split:
+            proof.append(root(split, end))
+            end = split
+        else:
+            proof.append(root(begin, split))
+            begin = split
+    if begin:  # or else the first tree is one full subtree, and who checks the proof knows its root
+        proof.append(root(begin, end))
+    return proof[::-1]
+
+
 def _split(count: int) -> int:
     """The largest power of two smaller than `count`."""
     return 1 << ((count - 1).bit_length() - 1)

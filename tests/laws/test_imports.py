@@ -17,6 +17,7 @@ DOORS: dict[str, tuple[tuple[str, ...], int]] = {
     "duckdb": (("services/registry/store.py",), 1),
     "cel_expr_python": (("shared/conditions.py",), 1),
     "cryptography": (("shared/proof/keys.py",), 1),
+    "obstore": (("shared/archive/places.py",), 1),
     "aiohttp": (("services/gateway/", "services/log_agent/", "services/executor/tasks/"), 100),
 }
 # The benchmark of the floor is three bare nats-py processes: measuring NATS without Remit is its purpose.
@@ -91,6 +92,8 @@ def test_the_cli_imports_no_service(path: str) -> None:
 # its pure half (text and nanoseconds) may be used; `now` and `now_ns` are for shells.
 PURE = (
     "shared/allow.py",
+    "shared/archive/checking.py",
+    "shared/archive/days.py",
     "shared/audit/findings.py",
     "shared/audit/of_run.py",
     "shared/audit/of_stream.py",

@@ -49,9 +49,7 @@ class Theirs(nats.aio.client.Client):  # type: ignore[misc]
         self.pongs = 0
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        said = await self._process_headers(headers)
-        # The one header that Remit leaves out, as it is on every fact.
-        self.heard.append((subject.decode(), data, reply.decode(), None if headers == EXPECTED else said))
+        self.heard.append((subject.decode(), data, reply.decode(), await self._process_headers(headers)))
 
     async def _process_pong(self) -> None:
         self.pongs += 1

@@ -1,0 +1,124 @@
+"""Streams of several days for tests: the days are seconds long, all else is real."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cli.archiving import Archiver, Written
+from services.sealer.service import Sealer
+from shared.append import Appender
+from shared.archive.checking import Keys
+from shared.archive.days import Calendar
+from shared.archive.store import Archive
+from shared.bus import Bus, connect
+from shared.clock import now_ns
+from shared.proof.keys import signer
+from shared.streams import ensure, events, timers
+from tests.conftest import until
+from tests.registry.conftest import say_runs
+from tests.stack import Stack
+
+DAYS = Calendar(day_s=2)
+KEY = "key"  # the sealer's folder
+
+
+async def streams(bus: Bus) -> None:
+    """As `ensure` makes them; but a stream looks for duplicates among its messages, and lets none of those go."""
+    await bus.api("STREAM.CREATE.TIMERS", timers(1))
+    await bus.api("STREAM.CREATE.EVENTS", {**events(1), "duplicate_window": 100_000_000})
+    await ensure(bus)
+
+
+class Built:
+    """A stream over several days, its sealer, and an archive. Everything has to happen within `async with`."""
+
+    def __init__(self, remit: Stack) -> None:
+        self.remit = remit
+        self.folder = remit.folder
+        self._exits = AsyncExitStack()
+
+    async def __aenter__(self) -> "Built":
+        self.bus = await connect(self.remit.url, "test")
+        self._exits.push_async_callback(self.bus.close)
+        self.appender = await Appender(self.bus).start()
+        self._exits.callback(self.appender.stop)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._exits.aclose()
+
+    async def seal(self, folder: str = KEY, **more: Any) -> Sealer:
+        """A sealer at work, until `stop`."""
+        sealer = Sealer(self.bus, self.appender, self.folder / folder, every_s=0.1, every_events=7, **more)
+        await sealer.start()
+        return sealer
+
+    async def live(self, days: int, then: Callable[[int], Awaitable[None]] | None = None) -> None:
+        """So many days with runs on each, sealed; then another day has begun, with an event, and all is sealed."""
+        sealer = await self.seal()
+        for day in range(days + 1):
+            today = DAYS.day_of(now_ns())
+            for _ in range(3):
+                await say_runs(self.appender, 1)
+                await self.sealed()
+            if then is not None:
+                await then(day)
+                await self.sealed()
+            if day < days:
+                await self.past(today)
+        await sealer.stop()
+
+    async def past(self, day: int) -> None:
+        """Wait until this day is over."""
+        await until(lambda: DAYS.day_of(now_ns()) > day)
+
+    async def sealed(self) -> None:
+        """Say one message more, without headers, and wait for the seal that covers it."""
+        end = msgspec.json.decode(await self.bus.request("audit.test.plain", b"{}"))["seq"]
+
+        async def covers() -> bool:
+            found = await self.bus.direct("EVENTS", {"next_by_subj": "audit.sealed.>", "seq": end, "batch": 100})
+            return any(int(subject.rsplit("-", 1)[1]) >= end for subject, *_ in found)
+
+        await until(covers)
+
+    def keys(self, folder: str = KEY) -> Keys:
+        return Keys([signer(self.folder / folder).public])
+
+    def archiver(self, to: str | Path, **more: Any) -> Archiver:
+        options = {"now_ns": now_ns(), "calendar": DAYS, **more}
+        return Archiver(self.bus, Archive.at(str(to), make=True), self.keys(), **options)
+
+    async def write(self, to: str | Path = "", **more: Any) -> Written:
+        return await self.archiver(to or self.archive, **more).write()
+
+    @property
+    def archive(self) -> Path:
+        return self.folder / "archive"
+
+    async def config(self) -> dict[str, Any]:
+        found: dict[str, Any] = (await self.bus.api("STREAM.INFO.EVENTS"))["config"]
+        return found
+
+
+def build(remit: Stack, days: int = 3) -> None:
+    """Streams, so many days and their archive, in a stack that stays."""
+
+    async def go() -> None:
+        async with Built(remit) as built:
+            await streams(built.bus)
+            await built.live(days)
+            written = await built.write()
+            assert len(written.days) >= days, written
+
+    asyncio.run(go())
+
+
+def edit(archive: Path, day: str, **changes: Any) -> None:
+    """Other values in a day's manifest."""
+    path = archive / "events" / f"{day}.json"
+    path.write_bytes(msgspec.json.encode({**msgspec.json.decode(path.read_bytes()), **changes}))
