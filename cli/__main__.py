@@ -98,8 +98,9 @@ def test(chaos: bool, rest: tuple[str, ...]) -> None:
             if code := subprocess.run([sys.executable, "-m", *argv]).returncode:
                 raise SystemExit(code)  # a "313 passed" after it would hide it
     marks = ["-m", "chaos" if chaos else "not chaos"]
-    # Most tests wait for real processes: two at a time, a file's tests together, as they share a stack.
-    width = ["-n", "2", "--dist", "loadfile"] if not rest and not chaos else []
+    # Most tests wait for real processes: three at a time on two cores, a file's tests together, as they share a stack,
+    # in the order of tests/conftest.py and not by how many a file has.
+    width = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"] if not rest and not chaos else []
     raise SystemExit(subprocess.run([sys.executable, "-m", "pytest", *marks, *width, *rest]).returncode)
 
 

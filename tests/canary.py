@@ -189,11 +189,13 @@ def _unescape(match: re.Match[bytes]) -> bytes:
     return {b"\\n": b"\n", b"\\r": b"\r", b"\\t": b"\t"}.get(escape, escape[1:])
 
 
-_PACKED = re.compile(
-    rb"(?P<gzip>\x1f\x8b\x08)|(?P<zlib>\x78[\x01\x5e\x9c\xda])|(?P<zstd>\x28\xb5\x2f\xfd)"
-    rb"|(?P<s2>\xff\x06\x00\x00(?:S2sTwO|sNaPpY))"
-)
-_TELLS = re.compile(rb"[ -~]{12}|" + _PACKED.pattern)  # half a word, in whatever form, is so long
+_MAGIC = (
+    ("gzip", b"\x1f\x8b\x08"), ("zlib", b"\x78\x01"), ("zlib", b"\x78\x5e"), ("zlib", b"\x78\x9c"),
+    ("zlib", b"\x78\xda"), ("zstd", b"\x28\xb5\x2f\xfd"),
+    ("s2", b"\xff\x06\x00\x00S2sTwO"), ("s2", b"\xff\x06\x00\x00sNaPpY"),
+)  # fmt: skip
+# Half a word, in whatever form, is so long.
+_TELLS = re.compile(rb"[ -~]{12}|" + b"|".join(re.escape(magic) for _, magic in _MAGIC))
 _BASE64_RUN = re.compile(rb"[A-Za-z0-9+/_-]{%d,}" % RUN_BYTES_MIN)
 _COMMON = bytes.maketrans(b"-_", b"+/")
 _HEX_RUN = re.compile(rb"(?:[0-9A-Fa-f]{2}){%d,}" % RUN_BYTES_MIN)
@@ -218,11 +220,18 @@ def _from_base64(run: bytes) -> bytes:
     return base64.b64decode(run + (b"", b"A==", b"==", b"=")[len(run) % 4])
 
 
+def _places(data: bytes, part: bytes) -> Iterator[int]:
+    at = data.find(part)
+    while at >= 0:
+        yield at
+        at = data.find(part, at + 1)
+
+
 def _unpacked(data: bytes) -> Iterator[bytes]:
     """What is compressed anywhere in these bytes, as far as it can be unpacked: a file may end in the middle."""
-    for match in _PACKED.finditer(data):
-        packed = data[match.start() :]
-        kind = match.lastgroup
+    whole = memoryview(data)
+    for kind, at in ((kind, at) for kind, magic in _MAGIC for at in _places(data, magic)):
+        packed = whole[at:]
         if kind == "gzip" or kind == "zlib":
             with contextlib.suppress(zlib.error):
                 if unpacked := zlib.decompressobj(47).decompress(packed, UNPACKED_BYTES_MAX):
@@ -239,7 +248,7 @@ def _parquet(data: bytes) -> bytes:
     return b"\n".join(_bytes_of(value) for column in table.columns for value in column.to_pylist())
 
 
-def _zstd(packed: bytes) -> bytes:
+def _zstd(packed: bytes | memoryview) -> bytes:
     out = bytearray()
     with contextlib.suppress(OSError, pyarrow.ArrowException):
         stream = pyarrow.CompressedInputStream(pyarrow.BufferReader(packed), "zstd")
@@ -248,7 +257,7 @@ def _zstd(packed: bytes) -> bytes:
     return bytes(out)
 
 
-def s2(packed: bytes) -> bytes:
+def s2(packed: bytes | memoryview) -> bytes:
     """What a stream of S2 or Snappy frames holds, as JetStream writes blocks, up to where it is no such stream."""
     out = bytearray()
     at = 0
@@ -266,7 +275,7 @@ def s2(packed: bytes) -> bytes:
     return bytes(out)
 
 
-def _s2_block(block: bytes) -> bytes:
+def _s2_block(block: bytes | memoryview) -> bytes:
     """One block: literals, and copies of what came before; S2 adds "the same distance again" to Snappy's copies."""
     at = shift = size = 0
     while True:
@@ -303,8 +312,8 @@ def _s2_block(block: bytes) -> bytes:
             length += 1
         if not 0 < distance <= len(out):
             raise ValueError("a copy of what is not there")
-        for _ in range(length):  # byte by byte: a copy may reach into itself
-            out.append(out[-distance])
+        again = bytes(out[-distance:][:length])
+        out += (again * (length // len(again) + 1))[:length]  # a copy may reach into itself
     return bytes(out)
 
 

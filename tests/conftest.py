@@ -22,6 +22,17 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+# What waits longest begins first, so that no long file is left running alone at the end.
+LONG_FIRST = ("tests/stories/", "tests/chaos/", "tests/archive/", "tests/cli/", "tests/registry/", "tests/shared/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        return next((at for at, folder in enumerate(LONG_FIRST) if item.nodeid.startswith(folder)), len(LONG_FIRST))
+
+    items.sort(key=rank)
+
+
 async def until(condition: Callable[[], Awaitable[object] | object], within_s: float = WITHIN_S) -> None:
     """Wait until `condition` holds; it may be a coroutine function."""
     async with asyncio.timeout(within_s):
