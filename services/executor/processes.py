@@ -19,6 +19,7 @@ import msgspec
 GRACE_S = 3.0
 LOOK_S = 0.05
 GONE_WITHIN_S = 10.0
+LAST_WORDS_S = 1.0  # for what lies in the pipe when all of the group has ended
 OUTPUT_BYTES_MAX = 1_000_000
 PR_SET_PDEATHSIG = 1
 
@@ -40,24 +41,35 @@ async def run_process(
     argv: Sequence[str], *, folder: Path | None = None, env: dict[str, str] | None = None
 ) -> Finished:
     """Run `argv` to its end. Raises OSError when it cannot be started."""
-    child = await asyncio.create_subprocess_exec(
-        *argv,
-        cwd=folder,
-        env=env,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,
-        preexec_fn=die_with_parent,
-    )
-    assert child.stdout is not None
-    reading = asyncio.create_task(_tail(child.stdout))
+    # A pipe of our own: asyncio's would keep `wait` from returning while anybody else holds the program's output.
+    ours, its = os.pipe()
     try:
-        status = await child.wait()
+        tail = await _Tail.of(ours)
+    except BaseException:
+        os.close(its)
+        raise
+    try:
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *argv,
+                cwd=folder,
+                env=env,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=its,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        finally:
+            os.close(its)
+        try:
+            status = await child.wait()
+        finally:
+            # Also after a normal end: what it has left in its group is nobody's any more.
+            await _to_the_end(_end(child))
+        return Finished(status, await tail.whole(LAST_WORDS_S))
     finally:
-        # Also after a normal end: what it has left in its group is nobody's any more, and holds its output.
-        await _to_the_end(_end(child))
-    return Finished(status, await reading)
+        tail.close()
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
@@ -74,12 +86,35 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
         raise asyncio.CancelledError
 
 
-async def _tail(stream: asyncio.StreamReader) -> bytes:
-    """The end of what comes."""
-    output = b""
-    while part := await stream.read(65_536):
-        output = (output + part)[-OUTPUT_BYTES_MAX:]
-    return output
+class _Tail:
+    """The end of what comes out of a pipe."""
+
+    def __init__(self, stream: asyncio.StreamReader, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._output = b""
+        self._reading = asyncio.create_task(self._read(stream))
+
+    @classmethod
+    async def of(cls, pipe: int) -> "_Tail":
+        stream = asyncio.StreamReader()
+        opened = os.fdopen(pipe, "rb", buffering=0)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stream), opened
+        )
+        return cls(stream, transport)
+
+    async def _read(self, stream: asyncio.StreamReader) -> None:
+        while part := await stream.read(65_536):
+            self._output = (self._output + part)[-OUTPUT_BYTES_MAX:]
+
+    async def whole(self, patience_s: float) -> bytes:
+        """All of it; or what has come until then, where somebody out of reach holds the other end."""
+        await asyncio.wait({self._reading}, timeout=patience_s)
+        return self._output
+
+    def close(self) -> None:
+        self._reading.cancel()
+        self._transport.close()
 
 
 def die_with_parent() -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import itertools
+import os
 import re
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -578,6 +580,22 @@ async def test_a_program_that_ends_leaves_nothing_of_its_group_behind() -> None:
     done = await run_process(["sh", "-c", "sleep 600 & echo $!"])
     assert done.status == 0
     assert not alive(int(done.output))
+
+
+async def test_who_is_out_of_reach_and_holds_its_output_keeps_no_program_from_its_end() -> None:
+    """A descendant with a session of its own is not ended; the step does not wait for it either."""
+    async with asyncio.timeout(10):
+        done = await run_process(["sh", "-c", "setsid sh -c 'echo $$; exec sleep 600' & sleep 0.3; exit 3"])
+    try:
+        assert done.status == 3
+        assert alive(int(done.output))
+    finally:
+        os.kill(int(done.output), signal.SIGKILL)
+
+
+async def test_the_end_of_what_a_program_writes_is_kept() -> None:
+    done = await run_process(["sh", "-c", "yes 0123456789 | head -c 3000000; echo the end >&2"])
+    assert len(done.output) == 1_000_000 and done.output.endswith(b"the end\n")
 
 
 # -- tokens of a worker that was killed ------------------------------------------------------------------------
