@@ -121,6 +121,8 @@ def refusal(run: Run, event: Event) -> str:
         return event.body.reason
     if event.kind in ("approval.granted", "approval.rejected"):
         return run_approvals.refusal(run, event)
+    if event.kind == "run.started" and run.stop is not None:
+        return f"the run is ending: {run.stop.reason}"
     if event.kind.startswith("approval."):
         return "nothing was to be asked here, or it was asked before"
     if event.step and event.step not in run.steps:
@@ -170,8 +172,8 @@ def _queued(run: Run, event: Event) -> Run:
 
 
 def _started(run: Run, event: Event) -> Run:
-    if run.broken:
-        return run
+    if run.broken or run.stop is not None:
+        return run  # of an executor that had not read the stop: others may be saying its end, with nothing begun
     if isinstance(event.body, Unreadable):
         return replace(run, broken="run.started holds another message", at_ns=event.at_ns)
     assert run.plan is not None

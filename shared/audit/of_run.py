@@ -87,7 +87,7 @@ class RunLine:
     __slots__ = (
         "asked", "at_goal_ns", "broken", "charged", "deadline", "deadline_ns", "id", "lines", "over", "plan",
         "plan_seq", "planned", "requester", "said", "says", "settled", "started", "started_ns",
-        "stop", "stop_before_start", "stop_seq", "tokens", "unended",
+        "stop", "stop_seq", "tokens", "unended",
     )  # fmt: skip
 
     def __init__(self, seq: int, at_ns: int, requester: str, says: Says) -> None:
@@ -108,7 +108,6 @@ class RunLine:
         self.deadline_ns = 0
         self.stop = ""
         self.stop_seq = 0
-        self.stop_before_start = False
         self.broken: tuple[str, int] | None = None
         self.tokens = [0, 0, 0]  # in, out, calls of unknown usage
         self.charged = 0
@@ -123,7 +122,7 @@ class RunLine:
     def _halt(self, status: str, seq: int) -> None:
         """Nothing more may start; the first reason stands."""
         if not self.stop:
-            self.stop, self.stop_seq, self.stop_before_start = status, seq, not self.started
+            self.stop, self.stop_seq = status, seq
 
     def _ended(self, line: StepLine, status: str, seq: int, at_ns: int, cause: str = "") -> None:
         line.status, line.seq, line.ended_ns, line.cause = status, seq, at_ns, cause
@@ -238,6 +237,8 @@ def _run_started(run: RunLine, _tokens: list[str], seq: int, at_ns: int, data: b
         return "the run was started before"
     if run.broken:
         return "the run is broken"
+    if run.stop:
+        return "the run is ending already"
     if run.plan is None:
         return _before_the_plan(run, seq, "the run is started")
     body: Started | None = body_of("run.started", data)
@@ -798,8 +799,7 @@ def _run_completed(run: RunLine, _tokens: list[str], seq: int, _at_ns: int, data
         if body.status not in ("failed", run.stop):
             run.find("end", [run.broken[1], seq], f"it ends as {body.status}, and {run.broken[0]}")
         return ""
-    if run.stop_before_start:
-        # An executor that had not read the stop may have started it meanwhile: that counts for nothing any more.
+    if run.stop and not run.started:
         if body.status != run.stop:
             run.find("end", [run.stop_seq, seq], f"it ends as {body.status}, and was to end as {run.stop}")
         return ""

@@ -86,6 +86,7 @@ STATES: dict[str, Run] = {
     "run asked": state(*_asked),
     "run approved": state(*_approved),
     "run expired": state(*_asked, (timer_fired(RUN, f"approval.{GATE}"), controls.fired())),
+    "stopped early": state(*_planned, (run_cancel_requested(RUN, "ann"), controls.cancel_requested())),
     "b asked": state(*_asked_b),
     "b refused": state(*_asked_b, (approval_rejected(RUN, "b", "ann"), controls.refused(RUN, "b", **YES))),
     "cancelling": state(*_cancelling),
@@ -161,6 +162,7 @@ COUNTS: dict[str, set[str]] = {
     "run asked": {"ask b", "grant run", "refuse run", "dispatch a.1", *EARLY, *OPEN},
     "run approved": {"run.queued", "run.started", "ask b", "dispatch a.1", *EARLY, *OPEN},
     "run expired": {"ask b", "run.completed", *EARLY},
+    "stopped early": {"run.queued", "run.completed", *EARLY},  # it never starts
     "b asked": {"grant b", "refuse b", *IN_STEPS},
     "b refused": STOPPING - {"deadline"},
     "cancelling": {
@@ -183,7 +185,8 @@ COUNTS: dict[str, set[str]] = {
 
 # An unreadable message takes the place of the event that can never be said there any more. Where nothing depends on
 # the subject, it means nothing.
-NOT_STARTED = {"pending", "planned", "queued", "start unreadable", "gated", "run asked", "run approved", "run expired"}
+NOT_STARTED = {"pending", "planned", "queued", "start unreadable", "gated", "run asked", "run approved", "run expired",
+               "stopped early"}  # fmt: skip
 UNREADABLE_COUNTS: dict[str, set[str]] = {
     "goal.rejected": {"pending", "plan unreadable"},
     "plan.created": {"pending"},
