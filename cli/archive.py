@@ -11,10 +11,15 @@ from cli.proof import public_of, seals_of
 from cli.speak import common, data, ends_well, line, table, talk, with_bus
 from shared.bus import Bus
 from shared.config import data_dir as default_data_dir
-from shared.errors import NotFound
+from shared.errors import Malformed, NotFound
 from shared.status import EXIT_FAILED
 
 KEEP_DAYS_LEAST = 7
+# A day whose manifest was lost, whose seals do not count, or whose name is false would be let go unproven, and a limit
+# can stay on the stream (docs/archive.md).
+WITHDRAWN = (
+    "--keep-days is withdrawn: it could drop messages that are in no archive. Leave it out; the stream keeps all"
+)
 SEALS_FILE = "seals.jsonl"
 TO_HELP = "a folder, or s3://bucket/prefix"
 
@@ -30,11 +35,10 @@ class _Archive(click.Group):
 
 @click.group(cls=_Archive)
 def archive() -> None:
-    """Write whole days of the stream to Parquet, proven against the seals, and let the stream forget them.
+    """Write whole days of the stream to Parquet, proven against the seals.
 
     \b
       remit archive TO                      the same as: remit archive write TO
-      remit archive TO --keep-days 30       and let the stream drop what is older than 30 days
       remit archive check TO --key FILE     is it all there, and as it was sealed? (without a NATS)
       remit archive ls TO                   which days there are
 
@@ -63,7 +67,7 @@ def _keys_option(command: Callable[..., Any]) -> Callable[..., Any]:
     "--keep-days",
     type=click.IntRange(KEEP_DAYS_LEAST),
     metavar="N",
-    help="Then have the stream drop days that are older than N days, at least 7.",
+    help="Withdrawn for now: it is refused.",
 )
 @_keys_option
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Of the sealer, whose key and seals are taken.")
@@ -78,9 +82,10 @@ def write(
     does not agree is named by the day and the seals around it, nothing of it is archived, and the exit code is 1. A run
     that is killed is finished by the next; a day that is there is never written again.
 
-    With --keep-days the stream then drops the days that are older, after a second look at each, but none from the day
-    on which a run began that is still active.
+    The stream keeps all of its messages: --keep-days, which had it drop them, is withdrawn for now.
     """
+    if keep_days:
+        raise Malformed(WITHDRAWN, field="keep_days")
     from cli.archiving import Archiver, LetGo, Mismatch, Written
     from shared.archive.checking import Flaw, Keys
     from shared.archive.days import Calendar

@@ -279,4 +279,4 @@ def test_a_file_is_written_a_row_group_at_a_time(tmp_path: Path) -> None:
 
 def test_help_teaches_where_and_how() -> None:
     done = run("--help")
-    assert "remit archive TO --keep-days 30" in done.stdout and "AWS_ENDPOINT_URL" in done.stdout
+    assert "remit archive check TO --key FILE" in done.stdout and "AWS_ENDPOINT_URL" in done.stdout
