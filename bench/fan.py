@@ -5,9 +5,7 @@ need nothing, under a directive that allows N steps, and `parallel` of them at a
 """
 
 import statistics
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,8 +14,7 @@ from bench.floor import Sizes
 from bench.load import Client
 from bench.processes import cpu_s, pids_of
 from bench.runs import SERVICES, floor, lengths
-from cli.keeper import Keeper, until_ready
-from cli.stack import environment
+from bench.stack import stack
 from shared.append import Appender
 from shared.bus import Bus
 from shared.plan import Budgets, Directive
@@ -31,24 +28,14 @@ ROUNDS = 3
 
 async def run(steps: int, parallel: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """The figures by name: medians over the rounds."""
-    with tempfile.TemporaryDirectory(prefix="remit-bench-") as folder:
-        where = Path(folder)
-        keeper = Keeper(where, tell)
-        try:
-            url = await keeper.start_nats(0)
-            await keeper.start_services(SERVICES, {**environment(url, where, "bench", 0), "REMIT_LOG_LEVEL": "warning"})
-            bus = await until_ready(url, SERVICES)
-            appender = await Appender(bus).start()
-            await _allow(bus, steps, parallel)
-            tell(f"a run of {steps} steps, to see how long its messages are")
-            sizes = await lengths(bus, appender, GOAL)
-            sizes.steps, sizes.width = steps, parallel
-            async with floor(bus, url, sizes):
-                figures = await _measure(bus, appender, sizes, pids_of(keeper), tell)
-            await bus.close()
-            return figures
-        finally:
-            await keeper.stop()
+    async with stack(SERVICES, tell) as made:
+        bus, appender = made.bus, made.appender
+        await _allow(bus, steps, parallel)
+        tell(f"a run of {steps} steps, to see how long its messages are")
+        sizes = await lengths(bus, appender, GOAL)
+        sizes.steps, sizes.width = steps, parallel
+        async with floor(bus, made.url, sizes):
+            return await _measure(bus, appender, sizes, pids_of(made.keeper), tell)
 
 
 async def _allow(bus: Bus, steps: int, parallel: int) -> None:

@@ -1,9 +1,6 @@
 """`remit bench fold`: a stream of real shape, folded into a fresh file by one process on one core."""
 
 import asyncio
-import os
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +9,7 @@ from typing import Any
 import msgspec
 
 from bench.runs import GOAL, SERVICES
-from cli.keeper import Keeper, until_ready
-from cli.stack import environment
+from bench.stack import on_one_core, stack
 from services.registry.fold import Batch, Fold
 from services.registry.rebuild import rebuild
 from services.registry.store import Store
@@ -29,40 +25,30 @@ INTERLEAVED = 256  # runs under way at a time in the made stream, as in `bench r
 
 async def run(events: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """Make a stream of about `events` events, rebuild from it, and read it bare for comparison."""
-    with tempfile.TemporaryDirectory(prefix="remit-bench-") as folder:
-        where = Path(folder)
-        keeper = Keeper(where, tell)
-        try:
-            url = await keeper.start_nats(0)
-            variables = {**environment(url, where, "bench", 0), "REMIT_LOG_LEVEL": "warning"}
-            await keeper.start_services(SERVICES, variables)
-            bus = await until_ready(url, SERVICES)
-            appender = await Appender(bus).start()
-            run_id = await appender.append(goal_submitted(), GOAL, headers=None)
-            while not (story := await read_story(bus, run_id)).run.ended:
-                await asyncio.sleep(0.05)
-            await keeper.stop_services()
-            tell(f"making a stream of {events} events")
-            await _copies(bus, appender, [(told.subject, told.data) for told in story.told], events, tell)
-            last = await last_seq(bus)
-            tell("reading it bare")
-            bare_s = await _read_bare(bus, last)
-            tell("folding it")
-            rebuilt_s = await _rebuild(variables, tell)
-            tell("appending the same rows to another file")
-            append_s = await _append_alone(bus, where / "append.duckdb", last)
-            await bus.close()
-            return {
-                "events": last,
-                "fold_events_s": round(last / rebuilt_s, 1),
-                "bare_read_events_s": round(last / bare_s, 1),
-                "append_events_s": round(last / append_s, 1),
-                "ratio": round(bare_s / rebuilt_s, 3),
-                "seconds": round(rebuilt_s, 2),
-                "file_bytes": (where / "ledger.duckdb").stat().st_size,
-            }
-        finally:
-            await keeper.stop()
+    async with stack(SERVICES, tell) as made:
+        bus, appender = made.bus, made.appender
+        run_id = await appender.append(goal_submitted(), GOAL, headers=None)
+        while not (story := await read_story(bus, run_id)).run.ended:
+            await asyncio.sleep(0.05)
+        await made.keeper.stop_services()
+        tell(f"making a stream of {events} events")
+        await _copies(bus, appender, [(told.subject, told.data) for told in story.told], events, tell)
+        last = await last_seq(bus)
+        tell("reading it bare")
+        bare_s = await _read_bare(bus, last)
+        tell("folding it")
+        rebuilt_s = await _rebuild(made.variables, tell)
+        tell("appending the same rows to another file")
+        append_s = await _append_alone(bus, made.where / "append.duckdb", last)
+        return {
+            "events": last,
+            "fold_events_s": round(last / rebuilt_s, 1),
+            "bare_read_events_s": round(last / bare_s, 1),
+            "append_events_s": round(last / append_s, 1),
+            "ratio": round(bare_s / rebuilt_s, 3),
+            "seconds": round(rebuilt_s, 2),
+            "file_bytes": (made.where / "ledger.duckdb").stat().st_size,
+        }
 
 
 async def _copies(
@@ -127,18 +113,7 @@ async def _append_alone(bus: Bus, path: Path, last: int) -> float:
 
 async def _rebuild(variables: dict[str, str], tell: Callable[[str], None]) -> float:
     """Seconds that the registry's own rebuild takes as a process bound to one core, its start included."""
-    began_s = time.perf_counter()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "services.registry",
-        "--rebuild",
-        env={**os.environ, **variables},
-        stdout=asyncio.subprocess.PIPE,
-    )
-    os.sched_setaffinity(process.pid, {max(os.sched_getaffinity(0))})
-    out, _ = await process.communicate()
-    took_s = time.perf_counter() - began_s
+    took_s, out = await on_one_core(("services.registry", "--rebuild"), variables)
     last = msgspec.json.decode(out.splitlines()[-1])
     assert last.get("done"), out
     tell(f"  {last['after']}")

@@ -5,17 +5,14 @@ than a second, so that timers are set for it. A tenth of the runs goes before: c
 """
 
 import asyncio
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from bench.load import IN_FLIGHT
 from bench.processes import pids_of, resident_mib
-from cli.keeper import Keeper, until_ready
-from cli.stack import environment
+from bench.stack import stack
 from shared.append import Appender
 from shared.bus import Bus
 from shared.pull import Reader
@@ -31,41 +28,32 @@ PATIENCE_S = 120.0  # without any run's end
 
 async def run(runs: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """Resident memory of decider and worker in MiB before `runs` runs, in between, and behind them."""
-    with tempfile.TemporaryDirectory(prefix="remit-bench-") as folder:
-        where = Path(folder)
-        keeper = Keeper(where, tell)
-        try:
-            url = await keeper.start_nats(0)
-            await keeper.start_services(SERVICES, {**environment(url, where, "bench", 0), "REMIT_LOG_LEVEL": "warning"})
-            bus = await until_ready(url, SERVICES)
-            await ensure(bus)  # no service that answers is among these two, so nothing says that they are ready
-            appender = await Appender(bus).start()
-            load = await _Load(bus, appender).start()
-            await load.finish(max(runs // 10, 1))
-            pids = pids_of(keeper)
+    async with stack(SERVICES, tell) as made:
+        bus, appender = made.bus, made.appender
+        await ensure(bus)  # no service that answers is among these two, so nothing says that they are ready
+        load = await _Load(bus, appender).start()
+        await load.finish(max(runs // 10, 1))
+        pids = pids_of(made.keeper)
+        await asyncio.sleep(SETTLE_S)
+        sizes = {name: [resident_mib(pids[name])] for name in ("decider", "worker")}
+        for part in range(SAMPLES):
+            await load.finish(runs // SAMPLES)
             await asyncio.sleep(SETTLE_S)
-            sizes = {name: [resident_mib(pids[name])] for name in ("decider", "worker")}
-            for part in range(SAMPLES):
-                await load.finish(runs // SAMPLES)
-                await asyncio.sleep(SETTLE_S)
-                for name, found in sizes.items():
-                    found.append(resident_mib(pids[name]))
-                tell(f"{(part + 1) * (runs // SAMPLES)} runs: {sizes['decider'][-1]} MiB")
-            await load.stop()
-            await bus.close()
-            if pids_of(keeper) != pids:
-                raise RuntimeError("a process was started anew meanwhile, so the figures say nothing")
-            before, after = sizes["decider"][0], sizes["decider"][-1]
-            return {
-                "finished_runs": runs // SAMPLES * SAMPLES,
-                "decider_mib_before": before,
-                "decider_mib_after": after,
-                "grown_mib": round(after - before, 1),
-                "decider_mib": sizes["decider"],
-                "worker_mib": sizes["worker"],
-            }
-        finally:
-            await keeper.stop()
+            for name, found in sizes.items():
+                found.append(resident_mib(pids[name]))
+            tell(f"{(part + 1) * (runs // SAMPLES)} runs: {sizes['decider'][-1]} MiB")
+        await load.stop()
+        if pids_of(made.keeper) != pids:
+            raise RuntimeError("a process was started anew meanwhile, so the figures say nothing")
+        before, after = sizes["decider"][0], sizes["decider"][-1]
+        return {
+            "finished_runs": runs // SAMPLES * SAMPLES,
+            "decider_mib_before": before,
+            "decider_mib_after": after,
+            "grown_mib": round(after - before, 1),
+            "decider_mib": sizes["decider"],
+            "worker_mib": sizes["worker"],
+        }
 
 
 class _Load:

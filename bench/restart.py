@@ -3,19 +3,15 @@
 import asyncio
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from bench.processes import cpu_s
 from bench.runs import SERVICES
-from cli.keeper import Keeper, until_ready
-from cli.stack import environment
-from shared.append import Appender
+from bench.stack import stack
 from shared.bus import Bus
 from shared.plan import Directive, TaskSpec
 from shared.pull import Reader
@@ -28,44 +24,34 @@ WITHIN_S = 120.0
 
 async def run(runs: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """Seconds from the kill to the first decision of the executor's successor, and what it had to take up."""
-    with tempfile.TemporaryDirectory(prefix="remit-bench-") as folder:
-        where = Path(folder)
-        keeper = Keeper(where, lambda _: None)
-        try:
-            url = await keeper.start_nats(0)
-            variables = {**environment(url, where, "bench", 0), "REMIT_LOG_LEVEL": "warning"}
-            await keeper.start_services(SERVICES, variables)
-            bus = await until_ready(url, SERVICES)
-            appender = await Appender(bus).start()
-            await _allow(bus, runs + 10)
-            tell(f"starting {runs} runs that stay active")
-            goal = msgspec.json.encode({"tasks": [TASK, TASK], "directive": "bench"})
-            started = _Seen(bus, "run.started.>")
-            await started.start()
-            for _ in range(runs):
-                await appender.say(goal_submitted(), goal, headers=None)
-            await started.until(runs)
-            events = await last_seq(bus)
-            await asyncio.sleep(2)  # timers are set a second after the fact: they belong to what is taken up
-            tell("kill -9 of the executor")
-            os.kill(keeper.pids()["executor"], signal.SIGKILL)
-            killed_s = time.perf_counter()
-            run_id = await appender.append(goal_submitted(), goal, headers=None)
-            await started.until_subject(run_started(run_id))
-            took_s = time.perf_counter() - killed_s
-            used_s = cpu_s(keeper.pids()["executor"])
-            await started.stop()
-            await bus.close()
-            return {
-                "active_runs": runs,
-                "events": events,
-                "seconds_to_next_decision": round(took_s, 3),
-                "successor_cpu_s": round(
-                    used_s, 3
-                ),  # of these seconds; what else passes is waiting, for the keeper, too
-            }
-        finally:
-            await keeper.stop()
+    async with stack(SERVICES, lambda _: None) as made:
+        bus, appender = made.bus, made.appender
+        await _allow(bus, runs + 10)
+        tell(f"starting {runs} runs that stay active")
+        goal = msgspec.json.encode({"tasks": [TASK, TASK], "directive": "bench"})
+        started = _Seen(bus, "run.started.>")
+        await started.start()
+        for _ in range(runs):
+            await appender.say(goal_submitted(), goal, headers=None)
+        await started.until(runs)
+        events = await last_seq(bus)
+        await asyncio.sleep(2)  # timers are set a second after the fact: they belong to what is taken up
+        tell("kill -9 of the executor")
+        os.kill(made.keeper.pids()["executor"], signal.SIGKILL)
+        killed_s = time.perf_counter()
+        run_id = await appender.append(goal_submitted(), goal, headers=None)
+        await started.until_subject(run_started(run_id))
+        took_s = time.perf_counter() - killed_s
+        used_s = cpu_s(made.keeper.pids()["executor"])
+        await started.stop()
+        return {
+            "active_runs": runs,
+            "events": events,
+            "seconds_to_next_decision": round(took_s, 3),
+            "successor_cpu_s": round(
+                used_s, 3
+            ),  # of these seconds; what else passes is waiting, for the made.keeper, too
+        }
 
 
 async def _allow(bus: Bus, runs: int) -> None:

@@ -7,19 +7,16 @@ every event also lands in DuckDB before the measurement ends.
 import asyncio
 import contextlib
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from bench.floor import STREAM, Sizes
 from bench.load import Client, measured
-from cli.keeper import Keeper, until_ready
+from bench.stack import stack
 from cli.speak import ask
-from cli.stack import environment
 from shared.append import Appender
 from shared.bus import Bus
 from shared.ledger import Question
@@ -36,21 +33,11 @@ LOOK_S = 0.1  # how often the fold is looked at, and how exactly its lag is know
 
 async def run(seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
     """Measure for about `seconds` each; the figures by name."""
-    with tempfile.TemporaryDirectory(prefix="remit-bench-") as folder:
-        where = Path(folder)
-        keeper = Keeper(where, tell)
-        try:
-            url = await keeper.start_nats(0)
-            await keeper.start_services(SERVICES, {**environment(url, where, "bench", 0), "REMIT_LOG_LEVEL": "warning"})
-            bus = await until_ready(url, SERVICES)
-            appender = await Appender(bus).start()
-            sizes = await lengths(bus, appender, GOAL)
-            async with floor(bus, url, sizes):
-                figures = await _measure(bus, appender, sizes, seconds, tell)
-            await bus.close()
-            return figures
-        finally:
-            await keeper.stop()
+    async with stack(SERVICES, tell) as made:
+        bus, appender = made.bus, made.appender
+        sizes = await lengths(bus, appender, GOAL)
+        async with floor(bus, made.url, sizes):
+            return await _measure(bus, appender, sizes, seconds, tell)
 
 
 @contextlib.asynccontextmanager
