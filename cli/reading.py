@@ -2,11 +2,10 @@
 
 import asyncio
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
 from shared.archive.days import Row
-from shared.archive.store import Archive
+from shared.archive.store import Archive, stretches
 from shared.bus import Bus
 from shared.client import Headers
 from shared.errors import Malformed, NotFound
@@ -40,10 +39,9 @@ async def read_all(
     if gone and archive is None:
         raise Gone(EVENTS, 1, begin - 1, "name the archive that has them with --archive TO")
     if gone:
-        rows = Archive.at(archive or "").rows(1, gone, created)
-        while some := await asyncio.to_thread(lambda: list(islice(rows, BATCH))):
-            for subject, seq, at_ns, data, _ in some:
-                hear(subject, seq, at_ns, data)
+        async for some in stretches(Archive.at(archive or "").rows(1, gone, created), BATCH):
+            for row in some:
+                hear(*row[:4])
 
     def heard(row: Row) -> None:
         hear(*row[:4])
@@ -87,15 +85,9 @@ async def read_range(bus: Bus, first: int, last: int, hear: Callable[[Row], obje
 
     reader = Reader(bus, EVENTS, heard, start_seq=first, batch=BATCH, whole=True)
     await reader.start()
-    failed = asyncio.create_task(reader.failed())
-    came = asyncio.create_task(done.wait())
     try:
-        await asyncio.wait({failed, came}, return_when=asyncio.FIRST_COMPLETED)
-        if failed.done():
-            await failed
+        await reader.until(done)
     finally:
-        failed.cancel()
-        came.cancel()
         await reader.stop()
 
 

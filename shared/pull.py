@@ -398,6 +398,18 @@ class Reader:
         """
         await asyncio.shield(self._failure)
 
+    async def until(self, done: asyncio.Event, within_s: float | None = None) -> bool:
+        """Wait until `done` is set, or for so long; whether it is. Raises as `failed` does."""
+        came = asyncio.create_task(done.wait())
+        either: set[asyncio.Future[Any]] = {self._failure, came}
+        try:
+            await asyncio.wait(either, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+            if self._failure.done():
+                self._failure.result()
+        finally:
+            came.cancel()
+        return done.is_set()
+
     async def _reconnected(self) -> None:
         # What was under way is lost, as nothing was acked; the consumer may be lost, too.
         if self._pulls:

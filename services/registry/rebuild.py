@@ -2,11 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from itertools import islice
 
 from services.registry.fold import Fold
 from services.registry.store import Store
-from shared.archive.store import Archive
+from shared.archive.store import Archive, stretches
 from shared.bus import Bus
 from shared.errors import Unavailable
 from shared.pull import Gone, Reader
@@ -36,9 +35,9 @@ async def from_archive(
         raise Gone(EVENTS, fold.position + 1, last, WAY_OUT)
     created, _ = await standing(bus)
     rows = Archive.at(archive).rows(fold.position + 1, last if until is None else min(last, until), created)
-    while some := await asyncio.to_thread(lambda: list(islice(rows, ARCHIVED_ROWS))):
-        for subject, seq, at_ns, data, _ in some:
-            fold.add(subject, seq, at_ns, data)
+    async for some in stretches(rows, ARCHIVED_ROWS):
+        for row in some:
+            fold.add(*row[:4])
         if len(fold) >= BATCH_EVENTS:
             await write()
     if len(fold):
@@ -73,18 +72,13 @@ async def rebuild(bus: Bus, store: Store, fold: Fold, until: int, tell: Tell, ar
         return None
 
     reader = await Reader(bus, EVENTS, on_event, start_seq=fold.position + 1, batch=8192, whole=True).start()
-    failed, came = asyncio.create_task(reader.failed()), asyncio.create_task(done.wait())
     try:
-        while not done.is_set():
-            before = fold.position
-            await asyncio.wait({failed, came}, timeout=SILENCE_S, return_when=asyncio.FIRST_COMPLETED)
-            if failed.done():
-                await failed
-            if not done.is_set() and fold.position == before:
+        before = fold.position
+        while not await reader.until(done, SILENCE_S):
+            if fold.position == before:
                 raise Unavailable(f"the stream is silent at event {before} of {until}")
+            before = fold.position
     finally:
-        failed.cancel()
-        came.cancel()
         await reader.stop()
     if len(fold):
         await write()

@@ -1,8 +1,10 @@
 """An archive as it lies in its place: its days in order, their messages, and the check of all of it."""
 
+import asyncio
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Archive:
-    """Whole days of one stream. Everything here blocks."""
+    """Whole days of one stream. Everything in it blocks."""
 
     def __init__(self, where: Place) -> None:
         self.place = where
@@ -162,6 +164,12 @@ class Archive:
         if checker.root != manifest.root or checker.state() != manifest.after:
             flaws.append(Flaw(day, "manifest", "it does not say the tree that its messages give"))
         return flaws
+
+
+async def stretches(rows: Iterator[Row], most: int) -> AsyncIterator[list[Row]]:
+    """The rows, so many at a time, read in a thread: an archive blocks, and a loop may not."""
+    while some := await asyncio.to_thread(lambda: list(islice(rows, most))):
+        yield some
 
 
 def digest(path: Path) -> str:
