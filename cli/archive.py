@@ -86,7 +86,7 @@ def write(
     """
     if keep_days:
         raise Malformed(WITHDRAWN, field="keep_days")
-    from cli.archiving import Archiver, LetGo, Mismatch, Written
+    from cli.archiving import Archiver, Mismatch, Written
     from shared.archive.checking import Flaw, Keys
     from shared.archive.days import Calendar
     from shared.archive.store import Archive
@@ -98,21 +98,19 @@ def write(
     last_day = calendar.number(until.strftime("%Y-%m-%d")) if until else None
     place = Archive.at(to, make=True)
 
-    async def act(bus: Bus) -> tuple[Written, LetGo | None, list[Flaw]]:
+    async def act(bus: Bus) -> tuple[Written, list[Flaw]]:
         archiver = Archiver(bus, place, keys, now_ns=now_ns(), calendar=calendar, kept=kept, tell=talk)
-        let_go = None
         with place.place.held():
             try:
                 await archiver.write(last_day)
-                let_go = await archiver.let_go(keep_days) if keep_days else None
             except Mismatch as mismatch:
-                return archiver.written, None, mismatch.flaws
-        return archiver.written, let_go, []
+                return archiver.written, mismatch.flaws
+        return archiver.written, []
 
-    written, let_go, flaws = with_bus(act)
+    written, flaws = with_bus(act)
     days = [_row(one) for one in written.days]
     if output == "json":
-        data({"days": days, "waits": written.waits or None, "let_go": let_go, "flaws": flaws})
+        data({"days": days, "waits": written.waits or None, "let_go": None, "flaws": flaws})
     else:
         table(days, COLUMNS)
         _show_flaws(flaws)
@@ -124,8 +122,6 @@ def write(
         talk(
             f"{written.waits}. A sealer makes one within a minute (`remit up` has one, or `remit sealer`): run it again"
         )
-    if let_go:
-        _tell_let_go(let_go)
     raise SystemExit(EXIT_FAILED if flaws or (written.waits and not written.is_still) else 0)
 
 
@@ -135,15 +131,6 @@ COLUMNS = ("day", "first_seq", "last_seq", "events", "size_bytes", "sealed_at")
 def _row(manifest: Any) -> dict[str, Any]:
     fields = {name: getattr(manifest, name) for name in COLUMNS[:-1]}
     return {**fields, "sealed_at": manifest.covered_by.size, "sha256": manifest.sha256}
-
-
-def _tell_let_go(let_go: Any) -> None:
-    if let_go.first_after > let_go.first_before:
-        talk(f"the stream begins with message {let_go.first_after} now; it was {let_go.first_before}")
-    else:
-        talk(f"the stream still begins with message {let_go.first_after}")
-    if let_go.kept_by:
-        talk(f"more could go, were it not for {let_go.kept_by}: it began before that, and needs its events")
 
 
 def _publics(texts: tuple[str, ...], folder: Path | None) -> list[bytes]:

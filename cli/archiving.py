@@ -236,7 +236,11 @@ class Archiver:
     # -- the stream's head -----------------------------------------------------------------------------------
 
     async def let_go(self, keep_days: int, *, margin_s: float = MARGIN_S) -> LetGo:
-        """Have the stream drop the days that are older than `keep_days`, archived, proven, and needed by no run."""
+        """Have the stream drop the days that are older than `keep_days`, archived, proven, and needed by no run.
+
+        No command calls it: what it lets go is not proven in every case (docs/archive.md). The tests make streams
+        without their head by it.
+        """
         begin = (await first_seq(self._bus))[0]
         manifests = await asyncio.to_thread(self._archive.manifests)
         fit = [one for one in manifests if self._calendar.number(one.day) + keep_days < self._today]

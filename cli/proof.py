@@ -31,7 +31,7 @@ def proof() -> None:
     """Prove what a run's record is, and check such proofs without anybody's word for it."""
 
 
-def key_option(command: Callable[..., Any]) -> Callable[..., Any]:
+def _key_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--key`, of whoever checks one signature."""
     return click.option(
         "--key", "key_text", metavar="FILE|HEX", help="The sealer's public key: a PEM file, or 64 hex digits."
@@ -145,7 +145,7 @@ def seal_for(run: int, messages: list[Message], known: list[AuditSealed]) -> Aud
 
 @proof.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@key_option
+@_key_option
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print the data.")
 @ends_well
 def verify(output: str, file: Path, key_text: str | None) -> None:
@@ -165,7 +165,7 @@ def verify(output: str, file: Path, key_text: str | None) -> None:
 
 
 @proof.command("check")
-@key_option
+@_key_option
 @click.option("--seals", "seals_file", type=click.Path(path_type=Path), help="The sealer's own file, seals.jsonl.")
 @archive_option
 @common

@@ -3,7 +3,8 @@
 select task, status, steps, attempts, retries, p[1] as p50_s, p[2] as p95_s
 from (
     select coalesce(task, kind) as task, status, count(*) as steps, sum(attempts)::bigint as attempts,
-           (sum(attempts) + count(*) filter (where attempts = 0) - count(*))::bigint as retries, quantile_cont(duration_s, [0.5, 0.95]) as p
+           (sum(attempts) + count(*) filter (where attempts = 0) - count(*))::bigint as retries,
+           quantile_cont(duration_s, [0.5, 0.95]) as p
     from steps
     where run between $first and $last and reused_from is null
     group by 1, 2
