@@ -4,11 +4,13 @@ import asyncio
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
 
 from shared.bus import Bus, connect
 from shared.errors import RemitError
+from shared.streams import ensure
 from tests.stack import SERVICES, Stack, stack
 
 WITHIN_S = 30.0
@@ -47,6 +49,22 @@ def engine_answers() -> bool:
     return (
         shutil.which("docker") is not None and subprocess.run(["docker", "info"], capture_output=True).returncode == 0
     )
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Stack]:
+    """A nats-server of the test's own."""
+    with stack(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def bus(server: Stack) -> AsyncIterator[Bus]:
+    """A connection to it, with Remit's streams."""
+    made = await connect(server.url, "test")
+    await ensure(made)
+    yield made
+    await made.close()
 
 
 @pytest.fixture(scope="module")

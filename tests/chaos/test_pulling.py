@@ -2,18 +2,16 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 
 from shared.append import Appender
-from shared.bus import Bus, connect
+from shared.bus import Bus
 from shared.pull import Delivery, Puller, Reader
-from shared.streams import ensure, work_queue
+from shared.streams import work_queue
 from tests.chaos.load import seed
 from tests.conftest import until
-from tests.stack import Stack, stack
+from tests.stack import Stack
 
 FACT = b'"a fact"'
 QUEUE = "worker-test"
@@ -21,18 +19,9 @@ MESSAGES = 3_000
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Stack]:
-    with stack(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-async def bus(server: Stack) -> AsyncIterator[Bus]:
-    made = await connect(server.url, "test")
-    await ensure(made)
-    await work_queue(made, QUEUE, ["audit.test.*"], ack_wait_s=2)
-    yield made
-    await made.close()
+async def bus(bus: Bus) -> Bus:
+    await work_queue(bus, QUEUE, ["audit.test.*"], ack_wait_s=2)
+    return bus
 
 
 async def fill(bus: Bus, count: int, first: int = 0) -> None:

@@ -2,35 +2,18 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
 
 from shared.append import Appender
-from shared.bus import Bus, connect
+from shared.bus import Bus
 from shared.errors import AlreadySaid, RemitError
-from shared.streams import ensure
 from tests.chaos.load import seed, whole_stream
 from tests.conftest import until
-from tests.stack import Stack, stack
+from tests.stack import Stack
 
 FACT = b'{"reason": "for a test"}'
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Stack]:
-    """A nats-server of the test's own."""
-    with stack(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-async def bus(server: Stack) -> AsyncIterator[Bus]:
-    made = await connect(server.url, "test")
-    await ensure(made)
-    yield made
-    await made.close()
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,24 +11,9 @@ from shared.pull import Reader
 from shared.streams import ensure
 from shared.subjects import EVENTS
 from tests.conftest import until
-from tests.stack import Stack, free_port, stack
+from tests.stack import Stack, free_port
 
 FACT = b'{"reason": "for a test"}'
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Stack]:
-    """A nats-server of the test's own."""
-    with stack(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-async def bus(server: Stack) -> AsyncIterator[Bus]:
-    made = await connect(server.url, "test")
-    await ensure(made)
-    yield made
-    await made.close()
 
 
 async def say(bus: Bus, *names: str) -> None:
