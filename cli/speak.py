@@ -1,8 +1,11 @@
 """How the command speaks: data on stdout, talk on stderr, an exit code that scripts can branch on."""
 
+import asyncio
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import wraps
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -16,7 +19,14 @@ from shared.bus import Bus, connect
 from shared.config import nats_url
 from shared.errors import Malformed, NotFound, RemitError, Unavailable
 from shared.ledger import Answer, Question
-from shared.status import EXIT_FAILED, EXIT_NOT_FOUND, EXIT_UNREACHABLE, EXIT_USAGE
+from shared.status import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_NOT_FOUND,
+    EXIT_TERMINATED,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+)
 from shared.subjects import is_principal
 
 P = ParamSpec("P")
@@ -119,19 +129,45 @@ def ends_well(code: Callable[P, T]) -> Callable[P, T]:
 
 
 def with_bus(action: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:
-    """Run `action` with a connection, closed afterwards."""
+    """Run `action` with a connection, closed afterwards. SIGTERM cuts it off as Ctrl-C does, and it tidies up.
+
+    `Unavailable` when the server ends the connection for good: what waits for an answer would wait for ever.
+    """
+    asked_to_end = False
 
     async def main() -> T:
-        bus = await connect(nats_url(), "remit-cli", credentials=os.environ.get("REMIT_NATS_CREDS"))
+        closed = asyncio.Event()
+        credentials = os.environ.get("REMIT_NATS_CREDS")
+        bus = await connect(nats_url(), "remit-cli", credentials=credentials, on_closed=closed.set)
+        acting = asyncio.ensure_future(action(bus))
+        watching = asyncio.ensure_future(closed.wait())
+
+        def end() -> None:
+            nonlocal asked_to_end
+            asked_to_end = True
+            acting.cancel()
+
+        if threading.current_thread() is threading.main_thread():  # elsewhere no signal can be heard
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
         try:
-            return await action(bus)
+            await asyncio.wait({acting, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not acting.done():
+                raise Unavailable("NATS has closed the connection: are these credentials still allowed?")
+            return await acting
         finally:
+            watching.cancel()
+            acting.cancel()
+            await asyncio.wait({acting})
             await bus.close()
 
     try:
         found: T = uvloop.run(main())
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except asyncio.CancelledError:
+        if not asked_to_end:
+            raise
+        raise SystemExit(EXIT_TERMINATED) from None
     return found
 
 

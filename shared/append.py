@@ -140,6 +140,9 @@ class Appender:
             # 10164 (a write in flight on R3), no quorum, a full disk: ambiguous or passing. Sent again by the sweep.
             log.warning("%s: %s (%d); trying again", pending.subject, ack.error.description, ack.error.err_code)
             return None
+        return self._settle(token, pending, seq)
+
+    def _settle(self, token: str, pending: _Pending, seq: int) -> Awaitable[object] | None:
         del self._pending[token]
         if not self._room.is_set() and len(self._pending) < self._window:
             self._room.set()
@@ -162,4 +165,11 @@ class Appender:
                     await self._bus.publish(pending.subject, pending.data, f"{self._prefix}.{token}", pending.headers)
                 except Unavailable:
                     return  # the connection broke meanwhile; the next one has all of it said again
+                except RemitError as error:
+                    # The server that answers now takes less than the one before: as when the stream itself refuses.
+                    log.error("%s can never be said, and was dropped: %s", pending.subject, error)
+                    then = self._settle(token, pending, 0)
+                    if then is not None:
+                        await then
+                    continue
                 pending.sent = self._sweeps

@@ -21,7 +21,7 @@ import msgspec
 from shared.client import CREATE_ONLY as CREATE_ONLY
 from shared.client import Client, Handler, nats
 from shared.clock import parse_ns
-from shared.errors import AlreadySaid, NotFound, RemitError, Unavailable
+from shared.errors import AlreadySaid, Malformed, NotFound, RemitError, Unavailable
 
 log = logging.getLogger("remit.bus")
 
@@ -87,6 +87,8 @@ class Bus:
             raise Unavailable(f"NATS is not reachable: {error}") from error
         except nats.errors.MaxPayloadError as error:
             raise RemitError(f"a message of {len(data)} bytes is over the server's limit") from error
+        except nats.errors.BadSubjectError as error:
+            raise Malformed(f"nothing can be published on {subject[:200]!r}", field="subject") from error
 
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Callable[[], Awaitable[None]]:
         """Call `handler` for each message, one at a time; the result ends the subscription."""
@@ -217,14 +219,11 @@ class Bus:
         many = "multi_last" in query or "batch" in query
 
         def collect(_subject: str, data: bytes, _reply: str, headers: Mapping[str, str] | None) -> None:
-            headers = headers or {}
-            status = headers.get("Status")
-            if status is None:
-                found.append(
-                    (headers["Nats-Subject"], int(headers["Nats-Sequence"]), parse_ns(headers["Nats-Time-Stamp"]), data)
-                )
-            if (status is not None or not many) and not over.done():
-                over.set_result(status)
+            message = _stored(headers)
+            if message is not None:
+                found.append((*message, data))
+            if (message is None or not many) and not over.done():
+                over.set_result(headers.get("Status") if headers and message is None else None)
 
         inbox = self.inbox()
         stop = await self.subscribe(inbox, collect)
@@ -356,6 +355,23 @@ class Bus:
             with contextlib.suppress(nats.errors.Error, TimeoutError):
                 await asyncio.wait_for(self._client.flush(), 1)
             await self._client.close()
+
+
+def _stored(headers: Mapping[str, str] | None) -> tuple[str, int, int] | None:
+    """Subject, sequence and stamp of a stored message that came by a direct get; None for a word of the server's own.
+
+    The server writes its headers behind those that the message was stored with, and whoever published it may have
+    used the same names, or a status line: the last ones count, and they alone tell a message from a status.
+    """
+    block = getattr(headers, "raw", b"")
+    stamp = block.rfind(b"\r\nNats-Time-Stamp: ")
+    sequence = block.rfind(b"\r\nNats-Sequence: ", 0, stamp)
+    subject = block.rfind(b"Nats-Subject: ", 0, sequence)
+    if subject < 0:
+        return None
+    name, seq = block[subject + 14 : sequence], block[sequence + 17 : stamp]
+    at = block[stamp + 19 : block.find(b"\r", stamp + 19)]
+    return name.decode(errors="replace"), int(seq), parse_ns(at.decode())
 
 
 async def _answer(endpoint: Endpoint, data: bytes, reply: str) -> None:

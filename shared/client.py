@@ -65,6 +65,12 @@ _EXPECTED.raw = _EXPECTED_HEADER
 _white_space = re.compile(r"[ \t\r\n]").search  # in a subject it would end the line, and begin another command
 
 
+def _block_size(headers: Mapping[str, str]) -> int:
+    """How many bytes these headers are on the wire."""
+    lines = sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
+    return len(b"NATS/1.0\r\n") + lines + len(_CRLF)
+
+
 class Listener:
     """One subscription's handler, and what waits for it."""
 
@@ -93,6 +99,11 @@ class Listener:
                 if done is not None:
                     try:
                         await done
+                    except asyncio.CancelledError:
+                        task = asyncio.current_task()
+                        if self._stopped or (task is not None and task.cancelling()):
+                            raise
+                        # What the handler waited for was cancelled, and not this: what waits behind it still comes.
                     except Exception as error:
                         await self._client.tell(error)
                 if self._stopped or not self._waiting:
@@ -247,10 +258,15 @@ class Client(nats.aio.client.Client):  # type: ignore[misc]
         self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
     ) -> None:
         """As the client's own; what nearly every message is, an append or an ack, takes a shorter way."""
+        size = len(payload)
+        if headers is not None:
+            # The server counts them, and ends the connection of whoever sends more: the client's own way does not look.
+            size += len(_EXPECTED_HEADER) if headers is CREATE_ONLY else _block_size(headers)
         if (headers is not None and headers is not CREATE_ONLY) or not self.is_connected or self.is_draining:
+            if size > self._max_payload:
+                raise nats.errors.MaxPayloadError
             await super().publish(subject, payload, reply, headers)
             return
-        size = len(payload)
         if not subject or _white_space(subject) or _white_space(reply):
             raise nats.errors.BadSubjectError
         if size > self._max_payload:
@@ -258,7 +274,7 @@ class Client(nats.aio.client.Client):  # type: ignore[misc]
         if headers is None:
             message = b"%b%b\r\n" % (f"PUB {subject} {reply} {size}\r\n".encode(), payload)
         else:
-            line = f"HPUB {subject} {reply} {len(_EXPECTED_HEADER)} {len(_EXPECTED_HEADER) + size}\r\n"
+            line = f"HPUB {subject} {reply} {len(_EXPECTED_HEADER)} {size}\r\n"
             message = b"%b%b%b\r\n" % (line.encode(), _EXPECTED_HEADER, payload)
         self.stats["out_msgs"] += 1
         self.stats["out_bytes"] += size

@@ -121,6 +121,20 @@ async def until(stop: asyncio.Event, failed: Coroutine[Any, Any, None]) -> None:
     watched.cancel()
 
 
+async def started(stop: asyncio.Event, start: Coroutine[Any, Any, None]) -> bool:
+    """Run `start`, which may take long (an archive is read, say). False when `stop` came first: it was cut off then."""
+    starting = asyncio.create_task(start)
+    asked = asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait({starting})
+        return False
+    await starting
+    return True
+
+
 def _end(stop: asyncio.Event) -> None:
     """Asked to end: a service drains; one that still waits for its NATS has nothing to drain."""
     stop.set()

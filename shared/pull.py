@@ -79,6 +79,7 @@ class _Pulls:
         self._prefix = bus.inbox()
         self._numbers = itertools.count(1)
         self._quiet = 0  # ticks of RETRY_S since anything came
+        self._busy = False  # what came has its handler at work, and what comes meanwhile waits: that is no silence
         self._again = False
         self._stop: Callable[[], Awaitable[None]] | None = None
         self._forget: Callable[[], None] | None = None
@@ -137,12 +138,11 @@ class _Pulls:
             return self._told(subject, headers["Status"], headers.get("Description", ""))
         self._came_since += 1
         done: Awaitable[None] | None = self._deliver(subject, data, reply, headers)
-        if self._came_since < self._next_look:
-            return done
-        self._count()
-        if len(self._open) < 2 and sum(self._open.values()) <= self._enough:
-            return self._then_ask(done)
-        return done
+        if self._came_since >= self._next_look:
+            self._count()
+            if len(self._open) < 2 and sum(self._open.values()) <= self._enough:
+                return self._in_hand(done, ask=True)
+        return done if done is None else self._in_hand(done)
 
     def _count(self) -> None:
         """Take what has come from the requests, the oldest first, and see when the next one may be wanted."""
@@ -157,12 +157,17 @@ class _Pulls:
         oldest = next(iter(self._open.values()), 0)
         self._next_look = oldest if len(self._open) > 1 else oldest - self._enough
 
-    async def _then_ask(self, done: Awaitable[None] | None) -> None:
+    async def _in_hand(self, done: Awaitable[None] | None, *, ask: bool = False) -> None:
+        self._busy = True
         try:
-            await self._ask()  # before the work, so that the next messages are under way meanwhile
+            if ask:
+                await self._ask()  # before the work, so that the next messages are under way meanwhile
         finally:
-            if done is not None:
-                await done  # whatever becomes of the question, this message is in hand
+            try:
+                if done is not None:
+                    await done  # whatever becomes of the question, this message is in hand
+            finally:
+                self._busy, self._quiet = False, 0
 
     async def _told(self, request: str, status: str, text: str) -> None:
         """The server's word on one request: a heartbeat, or its end."""
@@ -183,7 +188,7 @@ class _Pulls:
         while True:
             await asyncio.sleep(RETRY_S)
             self._quiet += 1
-            if not self._bus.is_connected or self.paused:
+            if not self._bus.is_connected or self.paused or self._busy:
                 continue
             silent = bool(self._open) and self._quiet * RETRY_S > SILENCE_S
             if silent or not self._open or self._again:
@@ -280,6 +285,7 @@ class Reader:
         self._patience_s = REQUEST_TIMEOUT_S
         self._created = ""
         self._short = 0  # times in a row that the stream was said to end before our position
+        self._stopped = False
         self._at_rest = asyncio.Event()  # no message is in the handler's hand
         self._at_rest.set()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -292,6 +298,7 @@ class Reader:
         return self
 
     async def stop(self) -> None:
+        self._stopped = True
         if self._keeper:
             self._keeper.cancel()
         if self._forget:
@@ -379,6 +386,10 @@ class Reader:
     async def _watched(self, done: Awaitable[None]) -> None:
         try:
             await done
+        except asyncio.CancelledError:
+            if not self._stopped:
+                self._fail(RemitError(f"message {self.position} of {self._stream} was cut off in its handler's hand"))
+            raise
         except Exception as error:
             self._fail(error)
             raise

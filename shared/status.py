@@ -32,6 +32,8 @@ EXIT_REJECTED = 3
 EXIT_UNREACHABLE = 5
 EXIT_NOT_FOUND = 6
 EXIT_BUDGET = 7
+EXIT_INTERRUPTED = 130  # as a shell tells of who ended by SIGINT
+EXIT_TERMINATED = 143
 
 EXIT_OF_STATUS: dict[RunStatus, int] = {
     "succeeded": EXIT_DONE,

@@ -54,7 +54,10 @@ class Executor:
         self._kept_at = self.engine.position
         if self.engine.position >= self._known_end:
             await self._begin_to_decide()
-        self._reader = await Reader(self._bus, EVENTS, self.on_event, start_seq=self.engine.position + 1).start()
+        begin = self.engine.position + 1
+        # Whole: who stood still while messages were let go would decide over runs whose ends it has not heard. It ends
+        # instead, and begins anew where the stream does.
+        self._reader = await Reader(self._bus, EVENTS, self.on_event, start_seq=begin, whole=True).start()
         self._keeper = asyncio.create_task(self._keep())
         self._scheduler = asyncio.create_task(self._schedules.keep(self.engine))
 

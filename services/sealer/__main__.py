@@ -21,9 +21,9 @@ async def main(stop: asyncio.Event) -> None:
     sealer = Sealer(
         bus, appender, data_dir(), every_s=every_s, every_events=every_events, archive=archive, trusted=trusted
     )
-    await sealer.start()
-    await process.until(stop, sealer.failed())
-    await sealer.stop()
+    if await process.started(stop, sealer.start()):
+        await process.until(stop, sealer.failed())
+        await sealer.stop()
     appender.stop()
     await bus.close()
 

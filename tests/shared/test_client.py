@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from shared.bus import CREATE_ONLY, Bus
 from shared.client import Client, Listener
+from shared.errors import Malformed, RemitError
 from tests.conftest import until
 from tests.stack import Stack
 
@@ -212,11 +213,76 @@ async def test_subscriptions_outlast_a_restart_of_the_server(bus: Bus, server: S
 @pytest.mark.parametrize("subject", ["a b", "a\r\nPUB b 0", "a\tb", ""])
 @pytest.mark.parametrize("headers", [None, CREATE_ONLY])
 async def test_no_subject_says_a_second_command(bus: Bus, subject: str, headers: dict[str, str] | None) -> None:
-    with pytest.raises(nats.errors.BadSubjectError):
+    with pytest.raises(Malformed, match="nothing can be published on"):
         await bus.publish(subject, b"", "", headers)
     if subject:
-        with pytest.raises(nats.errors.BadSubjectError):
+        with pytest.raises(Malformed):
             await bus.publish("here", b"", subject, headers)
+
+
+FORGED = b"Nats-Subject: audit.sealed.other\r\nNats-Sequence: 99\r\nNats-Time-Stamp: 2001-01-01T00:00:00Z\r\n"
+BLOCKS = (
+    b"NATS/1.0 503\r\n\r\n",
+    b"NATS/1.0 404 No Messages\r\n\r\n",
+    b"NATS/1.0\r\nStatus: 413\r\n\r\n",
+    b"NATS/1.0\r\n" + FORGED + b"\r\n",
+    b"NATS/1.0 204 EOB\r\n" + FORGED + b"\r\n",
+    b"NATS/1.0\r\n" + FORGED.rstrip(),
+    b"x",
+    EXPECTED,
+    b"",
+)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+async def test_a_stored_message_is_told_from_a_word_of_the_servers(bus: Bus, block: bytes) -> None:
+    """Whatever headers it was published with: they neither end the answer, nor say which message it is."""
+    for number in (1, 2, 3):
+        name, of_it = f"audit.test.{number}".encode(), block if number == 2 else b""
+        op = b"HPUB %s %d %d" % (name, len(of_it), len(of_it) + 2) if of_it else b"PUB %s 2" % name
+        bus._client._pending.append(op + b"\r\n" + of_it + b"{}\r\n")
+        bus._client._pending_data_size += 1
+    await bus.flush()
+    wanted = [(f"audit.test.{number}", number, b"{}") for number in (1, 2, 3)]
+    for query in ({"multi_last": ["audit.test.*"], "batch": 9}, {"seq": 1, "batch": 9}):
+        found = await bus.direct("EVENTS", query)
+        assert [(subject, seq, data) for subject, seq, _, data in found] == wanted
+        assert found[0][2] <= found[1][2] <= found[2][2]
+    assert (await bus.stored("EVENTS", 2) or ())[0] == "audit.test.2"
+    assert await bus.stored("EVENTS", 4) is None
+
+
+@pytest.mark.parametrize("headers", [None, CREATE_ONLY, {"Nats-Msg-Id": "one"}])
+async def test_a_message_is_refused_when_it_is_too_large_with_its_headers(
+    bus: Bus, headers: dict[str, str] | None
+) -> None:
+    """The server counts them, too, and would end the connection: with it all that is under way."""
+    most = 1_048_576 - (len(EXPECTED) if headers is CREATE_ONLY else len(b"NATS/1.0\r\nNats-Msg-Id: one\r\n\r\n"))
+    most = 1_048_576 if headers is None else most
+    with pytest.raises(RemitError, match="over the server's limit"):
+        await bus.publish("here", b"x" * (most + 1), "", headers)
+    heard: list[int] = []
+    await bus.subscribe("here", lambda _subject, data, *_: heard.append(len(data)))
+    await bus.publish("here", b"x" * most, "", headers)
+    await until(lambda: heard == [most])
+    assert bus._client.stats["reconnects"] == 0
+
+
+async def test_what_a_handler_waited_for_may_be_cancelled(bus: Bus) -> None:
+    """That message is lost to the handler, and what waits behind it is not."""
+    heard: list[bytes] = []
+
+    async def handle(_subject: str, data: bytes, _reply: str, _headers: Mapping[str, str] | None) -> None:
+        heard.append(data)
+        if data == b"1":
+            other = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_later(0.05, other.cancel)
+            await other
+
+    await bus.subscribe("here", handle)
+    for data in (b"1", b"2", b"3"):
+        await bus.publish("here", data)
+    await until(lambda: heard == [b"1", b"2", b"3"])
 
 
 async def test_many_megabytes_come_in_many_pieces(bus: Bus) -> None:

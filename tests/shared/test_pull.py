@@ -5,8 +5,10 @@ import shutil
 
 import pytest
 
+from shared import pull
 from shared.append import Appender
 from shared.bus import Bus, StreamMissing, connect
+from shared.errors import RemitError
 from shared.pull import Reader
 from shared.streams import ensure
 from shared.subjects import EVENTS
@@ -46,6 +48,36 @@ async def test_a_message_in_hand_is_folded_to_its_end_over_a_kill_of_the_server(
     gate.set()
     await until(lambda: len(ended) >= 7)
     assert begun == ended == [1, 2, 3, 4, 5, 6, 7]
+    await reader.stop()
+
+
+async def test_a_handler_that_takes_its_time_is_no_silence(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks anew for what waits behind it, and the reader does not begin again."""
+    monkeypatch.setattr(pull, "SILENCE_S", 0.5)
+    heard: list[int] = []
+
+    async def on_message(_subject: str, seq: int, _at_ns: int, _data: bytes) -> None:
+        heard.append(seq)
+        await asyncio.sleep(2 if seq == 1 else 0)
+
+    await say(bus, *"abc")
+    reader = await Reader(bus, EVENTS, on_message).start()
+    consumer = reader._consumer
+    await until(lambda: heard == [1, 2, 3])
+    assert reader._consumer == consumer
+    assert next(reader._pulls._numbers) == 2  # type: ignore[union-attr]  # one request was made
+    await reader.stop()
+
+
+async def test_a_message_that_was_cut_off_in_the_handlers_hand_ends_the_reader(bus: Bus) -> None:
+    async def on_message(_subject: str, seq: int, _at_ns: int, _data: bytes) -> None:
+        if seq == 2:
+            raise asyncio.CancelledError
+
+    await say(bus, *"abc")
+    reader = await Reader(bus, EVENTS, on_message).start()
+    with pytest.raises(RemitError, match="message 2 of EVENTS was cut off"):
+        await asyncio.wait_for(reader.failed(), 5)
     await reader.stop()
 
 
