@@ -11,15 +11,10 @@ from cli.proof import public_of, seals_of
 from cli.speak import common, data, ends_well, line, table, talk, with_bus
 from shared.bus import Bus
 from shared.config import data_dir as default_data_dir
-from shared.errors import Malformed, NotFound
+from shared.errors import NotFound
 from shared.status import EXIT_FAILED
 
 KEEP_DAYS_LEAST = 7
-# A day whose manifest was lost, whose seals do not count, or whose name is false would be let go unproven, and a limit
-# can stay on the stream (docs/archive.md).
-WITHDRAWN = (
-    "--keep-days is withdrawn: it could drop messages that are in no archive. Leave it out; the stream keeps all"
-)
 SEALS_FILE = "seals.jsonl"
 TO_HELP = "a folder, or s3://bucket/prefix"
 
@@ -35,10 +30,11 @@ class _Archive(click.Group):
 
 @click.group(cls=_Archive)
 def archive() -> None:
-    """Write whole days of the stream to Parquet, proven against the seals.
+    """Write whole days of the stream to Parquet, proven against the seals, and let the stream forget them.
 
     \b
       remit archive TO                      the same as: remit archive write TO
+      remit archive TO --keep-days 30       and let the stream drop what is older than 30 days
       remit archive check TO --key FILE     is it all there, and as it was sealed? (without a NATS)
       remit archive ls TO                   which days there are
 
@@ -67,7 +63,7 @@ def _keys_option(command: Callable[..., Any]) -> Callable[..., Any]:
     "--keep-days",
     type=click.IntRange(KEEP_DAYS_LEAST),
     metavar="N",
-    help="Withdrawn for now: it is refused.",
+    help="Then have the stream drop days that are older than N days, at least 7.",
 )
 @_keys_option
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Of the sealer, whose key and seals are taken.")
@@ -82,11 +78,11 @@ def write(
     does not agree is named by the day and the seals around it, nothing of it is archived, and the exit code is 1. A run
     that is killed is finished by the next; a day that is there is never written again.
 
-    The stream keeps all of its messages: --keep-days, which had it drop them, is withdrawn for now.
+    With --keep-days the stream then drops the days that are older, after each of their messages was compared with
+    what the archive gives back for it; but none from the day on which a run began that is still active. Where the
+    archive is not whole nothing is dropped, and the exit code is 1.
     """
-    if keep_days:
-        raise Malformed(WITHDRAWN, field="keep_days")
-    from cli.archiving import Archiver, Mismatch, Written
+    from cli.archiving import Archiver, LetGo, Mismatch, Written
     from shared.archive.checking import Flaw, Keys
     from shared.archive.days import Calendar
     from shared.archive.store import Archive
@@ -98,30 +94,30 @@ def write(
     last_day = calendar.number(until.strftime("%Y-%m-%d")) if until else None
     place = Archive.at(to, make=True)
 
-    async def act(bus: Bus) -> tuple[Written, list[Flaw]]:
+    async def act(bus: Bus) -> tuple[Written, LetGo | None, list[Flaw]]:
         archiver = Archiver(bus, place, keys, now_ns=now_ns(), calendar=calendar, kept=kept, tell=talk)
+        let_go = None
         with place.place.held():
             try:
                 await archiver.write(last_day)
+                let_go = await archiver.let_go(keep_days) if keep_days else None
             except Mismatch as mismatch:
-                return archiver.written, mismatch.flaws
-        return archiver.written, []
+                return archiver.written, None, mismatch.flaws
+        return archiver.written, let_go, []
 
-    written, flaws = with_bus(act)
+    written, let_go, flaws = with_bus(act)
     days = [_row(one) for one in written.days]
     if output == "json":
-        data({"days": days, "waits": written.waits or None, "let_go": None, "flaws": flaws})
+        data({"days": days, "waits": written.waits or None, "let_go": let_go, "flaws": flaws})
     else:
         table(days, COLUMNS)
         _show_flaws(flaws)
     if written.not_ours:
         talk(f"{written.not_ours} seals do not count: they are of other keys, or not signed")
-    if written.is_still:
-        talk(f"{written.waits}. Nothing but seals has come since, so the next event is waited for")
-    elif written.waits:
-        talk(
-            f"{written.waits}. A sealer makes one within a minute (`remit up` has one, or `remit sealer`): run it again"
-        )
+    if written.waits:
+        talk(f"{written.waits}. {written.way_out}")
+    if let_go:
+        _tell_let_go(let_go)
     raise SystemExit(EXIT_FAILED if flaws or (written.waits and not written.is_still) else 0)
 
 
@@ -131,6 +127,15 @@ COLUMNS = ("day", "first_seq", "last_seq", "events", "size_bytes", "sealed_at")
 def _row(manifest: Any) -> dict[str, Any]:
     fields = {name: getattr(manifest, name) for name in COLUMNS[:-1]}
     return {**fields, "sealed_at": manifest.covered_by.size, "sha256": manifest.sha256}
+
+
+def _tell_let_go(let_go: Any) -> None:
+    if let_go.first_after > let_go.first_before:
+        talk(f"the stream begins with message {let_go.first_after} now; it was {let_go.first_before}")
+    else:
+        talk(f"the stream still begins with message {let_go.first_after}")
+    if let_go.kept_by:
+        talk(f"more could go, were it not for {let_go.kept_by}: it began before that, and needs its events")
 
 
 def _publics(texts: tuple[str, ...], folder: Path | None) -> list[bytes]:

@@ -8,22 +8,25 @@ import msgspec
 
 from cli.proof import read_seals
 from cli.reading import read_range
+from shared.age_limit import let_go, take_off_expired
 from shared.archive import parquet
-from shared.archive.checking import Checker, Flaw, Keys, covering
+from shared.archive.checking import Checker, Flaw, Keys, chain_flaws, covering
 from shared.archive.days import Calendar, Manifest, Row, day_behind, encode, file_name, manifest_name
-from shared.archive.store import Archive, digest
+from shared.archive.store import Archive, digest, stretches
 from shared.bus import Bus
 from shared.clock import NS_PER_S, rfc3339
-from shared.errors import NotFound, RemitError
+from shared.errors import AlreadySaid, RemitError
 from shared.events import AuditSealed
-from shared.proof.sealing import Sealing, State
+from shared.proof.sealing import Links, Sealing, State
 from shared.story import read_story
-from shared.streams import first_seq, let_go, standing, take_off_limit
+from shared.streams import first_seq, standing
 from shared.subjects import AUDIT_SEALS, EVENTS
 
 PROGRESS_EVENTS = 100_000
-# The limit that lets messages go moves on while it stands, and it must not reach what is to stay.
+# The limit that lets messages go moves on while it stands, and it must not reach what is to stay: where it is left
+# behind, it stands for `age_limit.STANDS_S` and as long as nothing of Remit runs.
 MARGIN_S = 3600
+COMPARED = 20_000  # messages at a time
 
 Tell = Callable[[str], None]
 
@@ -44,6 +47,7 @@ class Written(msgspec.Struct):
 
     days: list[Manifest] = []
     waits: str = ""
+    way_out: str = ""
     is_still: bool = False
     not_ours: int = 0  # seals in the stream that do not count: of other keys, or not signed
 
@@ -83,7 +87,7 @@ class Archiver:
     async def write(self, until: int | None = None) -> Written:
         """Archive every day that is over (up to day `until`) and not archived yet, the oldest first."""
         written = self.written = Written()
-        await take_off_limit(self._bus)  # of one that was killed: it would reach what nobody has archived
+        await take_off_expired(self._bus)
         stream, end = await standing(self._bus)
         newest = await asyncio.to_thread(self._archive.newest)
         start = await self._start(newest, stream, end)
@@ -92,6 +96,9 @@ class Archiver:
         while start <= end:
             day = day_behind(self._calendar, newest, await self._stamp(start))
             if day > last_day:
+                if day > self._today:
+                    written.waits = f"message {start} is stamped {self._calendar.name(day)}, which has not come yet"
+                    written.way_out = "The NATS server's clock was ahead, or this one is behind"
                 break
             newest = await self._write_day(day, newest, stream, end, seals, written)
             if newest is None:
@@ -187,12 +194,18 @@ class Archiver:
                 newest = max((seal.size for seal in seals), default=first - 1)
                 written.is_still = last - trailing <= newest
                 written.waits = f"{name} waits: its last message is {last}, and no seal covers more than {newest}"
+                written.way_out = (
+                    "Nothing but seals has come since, so the next event is waited for"
+                    if written.is_still
+                    else "A sealer makes one within a minute (`remit up` has one, or `remit sealer`): run it again"
+                )
                 return None
             first_at, last_at = rfc3339(stamps[0]), rfc3339(stamps[-1])
             writer.close(
                 day=name, stream=stream, first_seq=first, last_seq=last, first_at=first_at, last_at=last_at,
                 root=checker.root,
             )  # fmt: skip
+            sha256 = await asyncio.to_thread(digest, path)
             manifest = Manifest(
                 day=name,
                 stream=stream,
@@ -201,9 +214,9 @@ class Archiver:
                 events=last - first + 1,
                 first_at=first_at,
                 last_at=last_at,
-                file=file_name(name),
+                file=file_name(name, sha256),
                 size_bytes=path.stat().st_size,
-                sha256=await asyncio.to_thread(digest, path),
+                sha256=sha256,
                 root=checker.root,
                 before=state,
                 after=checker.state(),
@@ -219,11 +232,14 @@ class Archiver:
         """The file in its place, read back from there and proven; only then its manifest, which makes it a day."""
         place = self._archive.place
         place.put(manifest.file, path)
-        flaws = self._archive.check_day(manifest, self._keys)
-        if flaws:
-            place.delete(manifest.file)
-            raise Mismatch(flaws)
-        place.create(manifest_name(manifest.day), encode(manifest))
+        if flaws := self._archive.check_day(manifest, self._keys):
+            raise Mismatch(flaws)  # the file counts for nothing, and may be another one's, too: it stays
+        try:
+            place.create(manifest_name(manifest.day), encode(manifest))
+        except AlreadySaid:
+            if self._archive.manifest(manifest.day).file != manifest.file:
+                place.delete(manifest.file)
+            raise
 
     async def _leaves(self, state: State, first: int, last: int) -> list[bytes]:
         """The leaves behind the day, up to the seal that covers it: what the proof of consistency needs."""
@@ -238,35 +254,84 @@ class Archiver:
     async def let_go(self, keep_days: int, *, margin_s: float = MARGIN_S) -> LetGo:
         """Have the stream drop the days that are older than `keep_days`, archived, proven, and needed by no run.
 
-        No command calls it: what it lets go is not proven in every case (docs/archive.md). The tests make streams
-        without their head by it.
+        The archive has to be whole and of this stream, day behind day, as far as messages are to go; each of those
+        messages is compared with the one that the archive gives back, headers included; and what may go is told by
+        the stamps that the stream itself has. So nothing rests on what a manifest says.
         """
-        begin = (await first_seq(self._bus))[0]
-        manifests = await asyncio.to_thread(self._archive.manifests)
-        fit = [one for one in manifests if self._calendar.number(one.day) + keep_days < self._today]
-        kept_by = ""
-        while fit and (active := await self._kept_by(fit[-1])):
-            kept_by = active  # in the end the oldest of those that keep something
-            fit.pop()
-        still_here = [one for one in fit if one.last_seq >= begin]
-        if not still_here:
-            return LetGo(begin, begin, fit[-1].day if fit else "", kept_by)
-        for manifest in still_here:
-            self._tell(f"  {manifest.day}: looked at once more")
-            if flaws := await asyncio.to_thread(self._archive.check_day, manifest, self._keys):
+        stream, _ = await standing(self._bus)
+        begin, begin_ns = await first_seq(self._bus)
+        today_ns = self._calendar.begin_ns(self._today)
+        keep_ns = self._calendar.begin_ns(self._today - keep_days)
+        runs = _Unended(self._bus, begin)
+        gone = LetGo(begin, begin)
+        before: Manifest | None = None
+        last: Manifest | None = None  # of the days that may go
+        for manifest in await asyncio.to_thread(self._archive.manifests):
+            flaws = chain_flaws(manifest, before)
+            if manifest.stream != stream:
+                flaws.append(Flaw(manifest.day, "stream", f"this stream was made on {stream}"))
+            before = manifest
+            if manifest.last_seq >= begin and not flaws:
+                if await self._stamp(manifest.last_seq) >= keep_ns:
+                    break
+                self._tell(f"  {manifest.day}: looked at once more")
+                flaws = await asyncio.to_thread(self._archive.check_day, manifest, self._keys)
+                flaws += [] if flaws else await self._differences(manifest, begin, runs)
+            if flaws:
                 raise Mismatch(flaws)
-        last = still_here[-1]
-        edge_ns = self._calendar.begin_ns(self._calendar.number(last.day) + 1) - int(margin_s * NS_PER_S)
-        before, after = await let_go(self._bus, edge_ns)
-        return LetGo(before, after, last.day, kept_by)
+            if manifest.last_seq >= begin:
+                if kept_by := await runs.active():
+                    gone.kept_by = kept_by
+                    break
+                last = manifest
+        if last is None:
+            return gone
+        gone.day = last.day
+        behind = await self._bus.stored(EVENTS, last.last_seq + 1)
+        edge_ns = min(keep_ns, behind[1] if behind else today_ns) - int(margin_s * NS_PER_S)
+        if edge_ns <= begin_ns:
+            return gone
+        gone.first_before, gone.first_after = await let_go(self._bus, edge_ns)
+        if gone.first_after > last.last_seq + 1:
+            raise RemitError(
+                f"the stream begins with message {gone.first_after} now, and only messages up to {last.last_seq} were "
+                "to go: has somebody limited it (max_age) meanwhile?"
+            )
+        return gone
 
-    async def _kept_by(self, manifest: Manifest) -> str:
-        """Which run that began by the end of this day is still active; "" for none."""
-        for run in sorted(map(int, manifest.after.open)):
-            try:
-                story = await read_story(self._bus, run)
-            except NotFound:
-                continue  # its goal is gone already
+    async def _differences(self, manifest: Manifest, begin: int, runs: "_Unended") -> list[Flaw]:
+        """Compare the day's messages that the stream still has with what the archive gives back for them."""
+        first, last = max(begin, manifest.first_seq), manifest.last_seq
+        async for archived in stretches(self._archive.rows(first, last), COMPARED):
+            here: list[Row] = []
+            await read_range(self._bus, archived[0][1], archived[-1][1], here.append)
+            for one, other in zip(archived, here, strict=True):
+                if one != other:
+                    seq = other[1]
+                    text = f"message {seq} is another one in the archive, or has other headers, than in the stream"
+                    return [Flaw(manifest.day, "changed", text, seq, seq)]
+                runs.hear(other[0], other[1])
+        return []
+
+
+class _Unended:
+    """The runs whose goals have been heard and whose ends have not. (One whose goal is gone is over: it could go.)"""
+
+    def __init__(self, bus: Bus, begin: int) -> None:
+        self._bus = bus
+        self._begin = begin
+        self._links = Links()
+        self._ended: set[str] = set()
+
+    def hear(self, subject: str, seq: int) -> None:
+        self._links.link(subject, seq)
+        self._links.closed.clear()
+
+    async def active(self) -> str:
+        """Which of them is still active, as the whole stream has it; "" for none."""
+        for run in sorted(self._links.open.keys() - self._ended, key=int):
+            story = await read_story(self._bus, int(run))
             if not story.run.ended:
                 return f"run {run}, which is {story.run.status}"
+            self._ended.add(run)
         return ""

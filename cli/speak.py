@@ -124,6 +124,9 @@ def ends_well(code: Callable[P, T]) -> Callable[P, T]:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `remit events 1 | head`
             raise SystemExit(0) from None
+        except OSError as error:  # a disk that is full, a folder that may not be read
+            where = f"{error.filename}: " if error.filename else ""
+            fail(f"{where}{error.strerror or error}", EXIT_FAILED)
 
     return run
 

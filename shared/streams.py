@@ -4,9 +4,9 @@ EVENTS is plain on purpose: on a stream that takes schedules, a client that may 
 TIMERS takes schedules and is written by engine services only; EVENTS sources what it fires.
 """
 
-import asyncio
 from typing import Any
 
+from shared.age_limit import take_off_expired
 from shared.bus import REQUEST_TIMEOUT_S, ApiError, Bus
 from shared.catalogue import BUILT_IN
 from shared.clock import parse_ns
@@ -35,10 +35,6 @@ STREAM_EXISTS = 10058
 CONSUMER_EXISTS = 10148
 NOT_CLUSTERED = 10074
 TOO_FEW_NODES = 10005
-MAX_AGE_LEAST_NS = 100_000_000  # the server's
-LIMIT_BEFORE = "remit-limit-before"  # in the metadata of a stream whose messages are being let go
-LET_GO_LOOK_S = 0.05  # a server drops what is too old as soon as it hears of the limit
-LET_GO_LOOKS = 600
 REPLICAS = (1, 3, 5)  # an even number bears the loss of no more nodes than the odd one below it
 
 
@@ -136,6 +132,7 @@ async def _ensure(bus: Bus, replicas: int) -> None:
             # this version cannot do without.
             await _add_to(bus, config)
     await planner_queue(bus)
+    await take_off_expired(bus)
 
 
 async def _add_to(bus: Bus, wanted: dict[str, Any]) -> None:
@@ -211,45 +208,6 @@ async def first_seq(bus: Bus, stream: str = EVENTS) -> tuple[int, int]:
     if not state["messages"]:
         return last + 1, 0
     return first, parse_ns(str(state["first_ts"]))
-
-
-async def let_go(bus: Bus, before_ns: int, stream: str = EVENTS) -> tuple[int, int]:
-    """Have the server drop the messages whose stamps are before `before_ns`; the first sequence before and after.
-
-    EVENTS can neither be purged nor be deleted from, and that cannot be switched off: age is the one way. The limit is
-    set for as long as it takes and then taken off again. One that stood would go on by itself, over what is in no
-    archive yet, and over runs that are still active. Meanwhile it moves on, by seconds: `before_ns` leaves room for
-    that. Who is killed in between leaves a note in the stream's metadata, and the next one takes the limit off.
-    """
-    await take_off_limit(bus, stream)
-    info = await bus.api(f"STREAM.INFO.{stream}")
-    config, first = info["config"], int(info["state"]["first_seq"])
-    own_ns = int(config.get("max_age") or 0)  # an operator's
-    age_ns = parse_ns(str(info["ts"])) - before_ns
-    if age_ns < max(int(config.get("duplicate_window") or 0), MAX_AGE_LEAST_NS):
-        raise RemitError("the messages to let go are too young: the stream still looks for duplicates among them")
-    if own_ns and own_ns <= age_ns:
-        return first, first
-    metadata = {**(config.get("metadata") or {}), LIMIT_BEFORE: str(own_ns)}
-    limited = {**config, "max_age": age_ns, "metadata": metadata}
-    state = (await bus.api(f"STREAM.UPDATE.{stream}", limited))["state"]
-    try:
-        for _ in range(LET_GO_LOOKS):
-            if not state["messages"] or parse_ns(str(state["first_ts"])) >= before_ns:
-                break
-            await asyncio.sleep(LET_GO_LOOK_S)
-            state = (await bus.api(f"STREAM.INFO.{stream}"))["state"]
-    finally:
-        await take_off_limit(bus, stream)
-    return first, int(state["first_seq"])
-
-
-async def take_off_limit(bus: Bus, stream: str = EVENTS) -> None:
-    """Take off the limit by which messages were let go, where it still stands: what was there before is put back."""
-    config = (await bus.api(f"STREAM.INFO.{stream}"))["config"]
-    metadata = dict(config.get("metadata") or {})
-    if (before := metadata.pop(LIMIT_BEFORE, None)) is not None:
-        await bus.api(f"STREAM.UPDATE.{stream}", {**config, "max_age": int(before), "metadata": metadata})
 
 
 async def last_seq(bus: Bus, stream: str = EVENTS) -> int:

@@ -18,6 +18,7 @@ from services.executor.performing import Fact
 from services.executor.schedule_keeper import ScheduleKeeper
 from services.executor.schedules import HEARD
 from services.executor.timers import Timers
+from shared.age_limit import take_off_expired
 from shared.append import Appender
 from shared.bus import Bus
 from shared.clock import NS_PER_S, now_ns
@@ -157,6 +158,7 @@ class Executor:
                 if second % QUEUES_AGAIN_S == 0:  # a queue that somebody deleted would leave its work lying for ever
                     queues.clear()
                     await planner_queue(self._bus)
+                    await take_off_expired(self._bus)
                 for task in self._config.catalogue.tasks:
                     if task.name not in queues or queues[task.name] != task.max_concurrent:
                         # A limit that is there no more is taken off; a queue without one keeps an operator's own.

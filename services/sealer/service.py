@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from shared.append import Appender
-from shared.archive.checking import Keys, unproven
+from shared.archive.checking import Keys
 from shared.archive.store import Archive
 from shared.bus import Bus
 from shared.clock import rfc3339
@@ -120,14 +120,21 @@ class Sealer:
         newest = await asyncio.to_thread(where.newest)
         if newest is None or newest.last_seq < begin - 1 or newest.stream != self._stream:
             raise RemitError(f"{self._archive} does not say how the tree of this stream stood at message {begin - 1}")
-        if why := unproven(newest, Keys([self._signer.public, *self._trusted])):
-            raise RemitError(
-                f"{newest.day} in {self._archive} is not proven by this sealer's own seals: {why}. If another key "
-                "sealed it, name its public key in REMIT_SEALER_TRUSTS"
-            )
+        await self._prove(where)
         self._sealing = Sealing(newest.after)
         self._sealed = newest.last_seq
         log.warning("going on from the archive's tree at message %d", newest.last_seq)
+
+    async def _prove(self, where: Archive) -> None:
+        """All of the archive, as what is known of a run rests on every message before: it may take minutes."""
+        days = where.checks(Keys([self._signer.public, *self._trusted]), (), lambda day: log.info("proving %s", day))
+        while (checked := await asyncio.to_thread(next, days, None)) is not None:
+            for flaw in checked[1]:
+                found = f"{flaw.what}: {flaw.text}"
+                raise RemitError(
+                    f"{flaw.day} in {self._archive} is not proven by this sealer's own seals: {found}. If another key "
+                    "sealed it, name its public key in REMIT_SEALER_TRUSTS"
+                )
 
     def on_event(self, subject: str, seq: int, at_ns: int, data: bytes) -> None:
         self._sealing.add(subject, seq, at_ns, data)

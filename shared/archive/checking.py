@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from shared.archive.days import Manifest, Row
+from shared.clock import rfc3339
 from shared.events import AuditSealed
 from shared.proof.keys import fingerprint, is_signed
 from shared.proof.merkle import Frontier, consistency_of, verify_consistency
@@ -60,6 +61,12 @@ class Checker:
         self.sound = before.size  # the last message up to which a seal, or the day before, agrees
         self.passed: list[AuditSealed] = []
         self.flaw: Flaw | None = None
+        self._first_ns = self._last_ns = 0
+
+    @property
+    def stamps(self) -> tuple[str, str]:
+        """When the first message and the last one came."""
+        return rfc3339(self._first_ns), rfc3339(self._last_ns)
 
     @property
     def size(self) -> int:
@@ -96,6 +103,7 @@ class Checker:
             text = f"message {seq} stands behind message {wanted - 1}, {self.between()}"
             return self._found("reordered", text, seq, wanted - 1)
         self._sealing.add(subject, seq, at_ns, data)
+        self._first_ns, self._last_ns = self._first_ns or at_ns, at_ns
         while self._ahead and self._ahead[-1].size == seq:
             seal = self._ahead.pop()
             if self.root != seal.root:
@@ -147,20 +155,8 @@ def covering(seals: Iterable[AuditSealed], last_seq: int) -> AuditSealed | None:
     return min((seal for seal in seals if seal.size >= last_seq), key=lambda seal: seal.size, default=None)
 
 
-def unproven(manifest: Manifest, keys: Keys) -> str:
-    """Why the tree that this day ends with is not proven by a seal of these keys; "" when it is."""
-    if why := keys.why_not(manifest.covered_by, manifest.stream):
-        return f"the seal of {manifest.covered_by.size}: {why}"
-    try:
-        checker = Checker(manifest.day, manifest.after, [])
-        flaw = checker.covered(manifest.covered_by, [bytes.fromhex(one) for one in manifest.consistency])
-    except ValueError as error:
-        return f"its tree is none: {error}"
-    return flaw.text if flaw else ""
-
-
-def manifest_flaws(manifest: Manifest, before: Manifest | None, keys: Keys) -> list[Flaw]:
-    """What is wrong with a manifest by itself, and behind the one before it; its messages are another matter."""
+def chain_flaws(manifest: Manifest, before: Manifest | None) -> list[Flaw]:
+    """What is wrong with a manifest behind the one before it (None: it is the first)."""
     found: list[Flaw] = []
 
     def say(what: str, text: str, first: int = 0, last: int = 0) -> None:
@@ -172,16 +168,25 @@ def manifest_flaws(manifest: Manifest, before: Manifest | None, keys: Keys) -> l
         say("missing", f"there is no file with messages {begin} to {last}", begin, last)
     elif manifest.first_seq < begin:
         say("inserted", f"messages {manifest.first_seq} to {begin - 1} are in an earlier file already")
+    elif manifest.before != (State() if before is None else before.after):
+        behind = f"the tree that {before.day} ends with" if before else "an empty tree"
+        say("manifest", f"it does not begin with {behind}")
     if before is not None and manifest.stream != before.stream:
         say("stream", f"it is of the stream made on {manifest.stream}, the day before of that made on {before.stream}")
-    if before is not None and manifest.first_seq == begin and manifest.before != before.after:
-        say("manifest", f"it does not begin with the tree that {before.day} ends with")
     if manifest.events != manifest.last_seq - manifest.first_seq + 1 or manifest.before.size != manifest.first_seq - 1:
         say("manifest", "its numbers do not fit each other")
-    for seal in (*manifest.seals, manifest.covered_by):
-        if why := keys.why_not(seal, manifest.stream):
-            say("seal", f"the seal of {seal.size}: {why}")
-    if manifest.covered_by.size < manifest.last_seq:
-        text = f"its newest seal covers {manifest.covered_by.size} messages, and its last one is {manifest.last_seq}"
-        say("seal", text, manifest.covered_by.size + 1, manifest.last_seq)
+    return found
+
+
+def seal_flaws(manifest: Manifest, keys: Keys) -> list[Flaw]:
+    """Which seals of a manifest prove nothing, and which messages none covers."""
+    found = [
+        Flaw(manifest.day, "seal", f"the seal of {seal.size}: {why}")
+        for seal in (*manifest.seals, manifest.covered_by)
+        if (why := keys.why_not(seal, manifest.stream))
+    ]
+    covered = manifest.covered_by.size
+    if covered < manifest.last_seq:
+        text = f"its newest seal covers {covered} messages, and its last one is {manifest.last_seq}"
+        found.append(Flaw(manifest.day, "seal", text, covered + 1, manifest.last_seq))
     return found

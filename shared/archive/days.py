@@ -5,6 +5,7 @@ whose stamp is of a later day; so a message whose stamp is earlier than the one 
 where the stream has it, in a later day's file, and no file is ever opened again.
 """
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -14,8 +15,11 @@ from shared.events import AuditSealed
 from shared.proof.sealing import State
 
 FORMAT = 1
+_is_digest = re.compile(r"[0-9a-f]{64}").fullmatch
+is_day = re.compile(r"\d{4}-\d\d-\d\d(T\d{6})?").fullmatch  # as `Calendar.name` gives them
 FOLDER = "events"
 DAY_S = 86_400
+DIGITS = 12  # of the file's digest, in its name
 
 # subject, sequence, stamp in nanoseconds, data, the header block as it was stored (None: there was none)
 Row = tuple[str, int, int, bytes, bytes | None]
@@ -80,8 +84,9 @@ def day_behind(calendar: Calendar, newest: Manifest | None, at_ns: int) -> int:
     return day if newest is None else max(day, calendar.number(newest.day) + 1)
 
 
-def file_name(day: str) -> str:
-    return f"{FOLDER}/{day}.parquet"
+def file_name(day: str, sha256: str = "") -> str:
+    """Where the day's file lies. With a part of its digest in its name, two who write a day at once write two files."""
+    return f"{FOLDER}/{day}.{sha256[:DIGITS]}.parquet" if sha256 else f"{FOLDER}/{day}.parquet"
 
 
 def manifest_name(day: str) -> str:
@@ -92,9 +97,15 @@ def encode(manifest: Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
 
 
-def decode(data: bytes) -> Manifest:
-    """ValueError when these bytes are no manifest, or one of a format that this Remit does not know."""
+def decode(data: bytes, day: str) -> Manifest:
+    """ValueError when these bytes are not this day's manifest, or one of a format that this Remit does not know."""
     manifest = msgspec.json.decode(data, type=Manifest)
     if manifest.format != FORMAT:
         raise ValueError(f"its format is {manifest.format}, and this Remit reads {FORMAT}")
+    if manifest.day != day:
+        raise ValueError(f"it is that of {manifest.day[:40]!r}")
+    if not _is_digest(manifest.sha256):
+        raise ValueError(f"{manifest.sha256[:100]!r} is no digest of a file")
+    if manifest.file not in (file_name(day), file_name(day, manifest.sha256)):
+        raise ValueError(f"its file is {manifest.file[:100]!r}, and that is no name of a day's file")
     return manifest

@@ -11,6 +11,7 @@ from shared.archive.days import Row
 
 GROUP_ROWS = 50_000
 GROUP_BYTES = 32 * 1024 * 1024  # of subjects, headers and data; a plan may have half a megabyte
+GROUP_BYTES_MOST = GROUP_BYTES + 128 * 1024 * 1024  # and the one message that went over it; a server takes 64 MB
 READ_ROWS = 4_096
 COMPRESSION = "zstd"
 _META = "remit."
@@ -71,18 +72,55 @@ class Writer:
 
 
 def rows(path: Path) -> Iterator[Row]:
-    """Every message of the file, in its order. ValueError where it cannot be read on."""
+    """Every message of the file, in its order. ValueError where it cannot be read on, or is no file of ours.
+
+    What a file says of itself is not believed: it may be anybody's. Columns are read as dictionaries where they were
+    written so, and a value that stands there once is in memory once.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    schema = _schema()
+    texts = [field.name for field in schema if not pa.types.is_integer(field.type)]
     try:
-        with pq.ParquetFile(str(path)) as file:
-            for batch in file.iter_batches(READ_ROWS, columns=["seq", "at_ns", "subject", "headers", "data"]):
-                columns = [column.to_pylist() for column in batch.columns]
+        with pq.ParquetFile(str(path), read_dictionary=texts) as file:
+            _refuse_foreign(file, schema)
+            for batch in file.iter_batches(READ_ROWS, columns=schema.names):
+                columns = [_values(batch.column(name)) for name in schema.names]
                 for seq, at_ns, subject, headers, data in zip(*columns, strict=True):
+                    if subject is None or data is None or seq is None or at_ns is None or at_ns < 0:
+                        raise ValueError("a message in it has no subject, data or number, or is from before 1970")
                     yield subject, seq, at_ns, data, headers
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise ValueError(f"it cannot be read: {str(error).splitlines()[0][:200]}") from error
+    except (pa.ArrowException, OSError, KeyError, MemoryError) as error:
+        text = str(error) or type(error).__name__
+        raise ValueError(f"it cannot be read: {text.splitlines()[0][:200]}") from error
+
+
+def _refuse_foreign(file: Any, schema: Any) -> None:
+    """ValueError unless the file has our columns, in row groups of our size."""
+    import pyarrow as pa
+
+    kinds = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
+    for field in schema:
+        kind = kinds.get(field.name)
+        if kind is not None and pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        if kind != field.type:
+            raise ValueError(f"it is no file of an archive: its column {field.name} is {kind}, and not {field.type}")
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        if group.num_rows > GROUP_ROWS or group.total_byte_size > GROUP_BYTES_MOST:
+            size = f"{group.num_rows} rows, {group.total_byte_size} bytes"
+            raise ValueError(f"it is no file of an archive: its row group {number} has {size}")
+
+
+def _values(column: Any) -> list[Any]:
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        return list(column.to_pylist())
+    values = column.dictionary.to_pylist()
+    return [None if at is None else values[at] for at in column.indices.to_pylist()]
 
 
 def told(path: Path) -> dict[str, str]:

@@ -52,7 +52,7 @@ class Place(Protocol):
         """A new file; `AlreadySaid` when there is one."""
 
     def delete(self, name: str) -> None:
-        """Take a file away that was put a moment ago; none there is no error."""
+        """Take a file away that nothing names; none there is no error."""
 
     def held(self) -> contextlib.AbstractContextManager[None]:
         """Keep others on this machine from writing here meanwhile."""
@@ -69,7 +69,10 @@ def place(where: str, *, make: bool = False) -> Place:
         )
     root = Path(where)
     if make:
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RemitError(f"{where} cannot be made: {error.strerror or error}", field="archive") from error
     elif not root.is_dir():
         raise NotFound(f"there is no archive at {root}", field="archive")
     return Folder(root)
@@ -115,7 +118,7 @@ class Folder:
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
             path.replace(target)
-            self._sync(target.parent)
+            self._sync(target.parent, self._root)
 
     def create(self, name: str, data: bytes) -> None:
         target = self._root / name
@@ -129,7 +132,7 @@ class Folder:
                 os.link(path, target)
             except FileExistsError:
                 raise AlreadySaid(f"{name} is in {self.where} already") from None
-            self._sync(target.parent)
+            self._sync(target.parent, self._root)
 
     def delete(self, name: str) -> None:
         with self._told(name):
@@ -146,13 +149,14 @@ class Folder:
             shutil.rmtree(self._root / STAGING, ignore_errors=True)
             yield
 
-    def _sync(self, folder: Path) -> None:
-        """The name, too, is to outlive a power failure: the stream's messages are let go after."""
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    def _sync(self, *folders: Path) -> None:
+        """The names, too, are to outlive a power failure: the stream's messages are let go after."""
+        for folder in folders:
+            fd = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
     @contextmanager
     def _told(self, name: str) -> Iterator[None]:

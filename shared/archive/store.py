@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.archive import parquet
-from shared.archive.days import FOLDER, Manifest, Row, decode, manifest_name
+from shared.archive.days import FOLDER, Manifest, Row, decode, is_day, manifest_name
 from shared.archive.places import Place, place
 from shared.errors import Malformed, NotFound, RemitError
 
@@ -34,13 +34,14 @@ class Archive:
     def days(self) -> list[str]:
         """The names of the days that have a manifest, in order."""
         names = (name.removeprefix(f"{FOLDER}/") for name in self.place.names() if name.startswith(f"{FOLDER}/"))
-        return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
+        days = (name.removesuffix(".json") for name in names if name.endswith(".json"))
+        return sorted(day for day in days if is_day(day))
 
     def manifest(self, day: str) -> Manifest:
         """`NotFound`, or `Malformed` when it cannot be read."""
         name = manifest_name(day)
         try:
-            return decode(self.place.read(name))
+            return decode(self.place.read(name), day)
         except ValueError as error:
             raise Malformed(f"{name} in {self.place.where}: {str(error)[:200]}", field="archive") from error
 
@@ -102,33 +103,41 @@ class Archive:
     def check(
         self, keys: "Keys", more: "Sequence[AuditSealed]" = (), tell: Callable[[str], None] = lambda _text: None
     ) -> tuple[list[Manifest], "list[Flaw]"]:
-        """Every day against the seals; the days, and what is not as it was sealed.
+        """Every day against the seals; the days, and what is not as it was sealed."""
+        days: list[Manifest] = []
+        flaws: list[Flaw] = []
+        for manifest, found in self.checks(keys, more, tell):
+            days += [manifest] if manifest else []
+            flaws += found
+        return days, flaws
+
+    def checks(
+        self, keys: "Keys", more: "Sequence[AuditSealed]" = (), tell: Callable[[str], None] = lambda _text: None
+    ) -> "Iterator[tuple[Manifest | None, list[Flaw]]]":
+        """Each day in its turn (None: its manifest cannot be read) with what is not as it was sealed.
 
         `more` are seals of elsewhere, such as the sealer's own file: those of this stream and these keys count, too.
+        Where no day has a flaw, each one's messages and its `after`, runs included, are what was sealed: the first
+        begins with nothing, and each next one with what was made anew of the messages before it.
         """
-        from shared.archive.checking import Flaw, manifest_flaws
+        from shared.archive.checking import Flaw, chain_flaws
 
-        found: list[Manifest] = []
-        flaws: list[Flaw] = []
         before: Manifest | None = None
         for day in self.days():
             tell(day)
             try:
                 manifest = self.manifest(day)
             except (Malformed, NotFound) as error:
-                flaws.append(Flaw(day, "manifest", error.message))
+                yield None, [Flaw(day, "manifest", error.message)]
                 continue
-            flaws += manifest_flaws(manifest, before, keys)
-            flaws += self.check_day(manifest, keys, more)
-            found.append(manifest)
+            yield manifest, [*chain_flaws(manifest, before), *self.check_day(manifest, keys, more)]
             before = manifest
-        return found, flaws
 
     def check_day(self, manifest: Manifest, keys: "Keys", more: "Sequence[AuditSealed]" = ()) -> "list[Flaw]":
-        """One day's file, read back from where it lies."""
-        from shared.archive.checking import Checker, Flaw
+        """One day's seals, and its file, read back from where it lies."""
+        from shared.archive.checking import Checker, Flaw, seal_flaws
 
-        day, flaws = manifest.day, list[Flaw]()
+        day, flaws = manifest.day, seal_flaws(manifest, keys)
         seals = {
             (seal.size, seal.root): seal
             for seal in (*manifest.seals, *more)
@@ -139,7 +148,7 @@ class Archive:
             proof = [bytes.fromhex(one) for one in manifest.consistency]
             bytes.fromhex(manifest.covered_by.root)
         except ValueError as error:
-            return [Flaw(day, "manifest", f"its tree is none: {error}")]
+            return [*flaws, Flaw(day, "manifest", f"its tree is none: {error}")]
         try:
             with self.place.fetched(manifest.file) as path:
                 if (found := digest(path)) != manifest.sha256:
@@ -163,6 +172,8 @@ class Archive:
             return [*flaws, checker.flaw]
         if checker.root != manifest.root or checker.state() != manifest.after:
             flaws.append(Flaw(day, "manifest", "it does not say the tree that its messages give"))
+        if checker.stamps != (manifest.first_at, manifest.last_at):
+            flaws.append(Flaw(day, "manifest", "it does not say when its first and its last message came"))
         return flaws
 
 

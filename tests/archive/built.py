@@ -12,8 +12,8 @@ from cli.archiving import Archiver, Written
 from services.sealer.service import Sealer
 from shared.append import Appender
 from shared.archive.checking import Keys
-from shared.archive.days import Calendar
-from shared.archive.store import Archive
+from shared.archive.days import Calendar, file_name
+from shared.archive.store import Archive, digest
 from shared.bus import Bus, connect
 from shared.clock import now_ns
 from shared.proof.keys import signer
@@ -116,6 +116,14 @@ def build(remit: Stack, days: int = 3) -> None:
             assert len(written.days) >= days, written
 
     asyncio.run(go())
+
+
+def fit(archive: Path, day: str, path: Path) -> None:
+    """Put this file in the place of the day's own, with a manifest that says so."""
+    sha256 = digest(path)
+    name = file_name(day, sha256)
+    edit(archive, day, sha256=sha256, size_bytes=path.stat().st_size, file=name)
+    path.rename(archive / name)
 
 
 def edit(archive: Path, day: str, **changes: Any) -> None:

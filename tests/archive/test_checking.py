@@ -14,9 +14,9 @@ from cli.__main__ import main
 from shared.archive import parquet
 from shared.archive.checking import Flaw, Keys
 from shared.archive.days import Manifest, Row
-from shared.archive.store import Archive, digest
+from shared.archive.store import Archive
 from shared.proof.keys import signer
-from tests.archive.built import KEY, edit
+from tests.archive.built import KEY, edit, fit
 from tests.stack import Stack
 
 
@@ -55,7 +55,7 @@ def seals_around(manifest: Manifest, seq: int) -> tuple[int, int]:
 
 def rewrite(archive: Path, manifest: Manifest, change: Callable[[list[Row]], list[Row]], *, fixed: bool = True) -> None:
     """Another day's file in its place; `fixed`: and a manifest that fits it, as a clever hand would have it."""
-    path = archive / manifest.file
+    path = archive / Archive.at(str(archive)).manifest(manifest.day).file
     rows = change(list(parquet.rows(path)))
     path.unlink()
     writer = parquet.Writer(path)
@@ -63,7 +63,7 @@ def rewrite(archive: Path, manifest: Manifest, change: Callable[[list[Row]], lis
         writer.add(row)
     writer.close()
     if fixed:
-        edit(archive, manifest.day, sha256=digest(path), size_bytes=path.stat().st_size)
+        fit(archive, manifest.day, path)
 
 
 def test_an_archive_that_nobody_touched_is_proven(archive: Path, keys: Keys) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,65 +106,6 @@ async def test_the_stream_holds_what_is_kept_and_has_no_limit_left(built: Built)
     before = await last_seq(built.bus)
     await ensure(built.bus)
     assert ((await first_seq(built.bus))[0], await last_seq(built.bus)) == (begin, before)
-
-
-async def test_an_operators_own_limit_is_put_back_and_left_alone_by_remit(tmp_path: Path) -> None:
-    day_ns = 86_400 * 10**9
-    with stack(tmp_path) as made:
-        async with Built(made) as own:
-            await streams(own.bus)
-            await own.live(3)
-            await own.write()
-            await own.bus.api("STREAM.UPDATE.EVENTS", {**await own.config(), "max_age": 30 * day_ns})
-            await ensure(own.bus)
-            gone = await let_go(own)
-            assert gone.first_after > 1
-            assert (await own.config())["max_age"] == 30 * day_ns
-
-
-async def test_a_limit_that_was_left_behind_is_taken_off(built: Built) -> None:
-    """By a `--keep-days` that was killed while it let messages go; the next run of the archive comes in time."""
-    config = await built.config()
-    left = {**config, "max_age": 10**18, "metadata": {**config.get("metadata", {}), "remit-limit-before": "0"}}
-    await built.bus.api("STREAM.UPDATE.EVENTS", left)
-    await built.write()
-    now = await built.config()
-    assert (now["max_age"], "remit-limit-before" in now["metadata"]) == (0, False)
-
-
-async def test_a_run_that_is_active_keeps_its_day_and_all_behind_it(tmp_path: Path) -> None:
-    with stack(tmp_path) as made:
-        async with Built(made) as own:
-            await streams(own.bus)
-            active: list[int] = []
-
-            async def leave_one_open(day: int) -> None:
-                if day == 1:
-                    before = await last_seq(own.bus)
-                    await say_runs(own.appender, 1, leave_open=1.0, chance=random.Random(1))
-                    active.append(before + 1)
-
-            await own.live(4, leave_one_open)
-            await own.write()
-            gone = await let_go(own)
-            assert f"run {active[0]}, which is" in gone.kept_by
-            begin = (await first_seq(own.bus))[0]
-            assert 1 < begin <= active[0], "what lies before the run may go, and the run may not"
-
-
-async def test_what_has_been_changed_in_the_archive_is_not_let_go(tmp_path: Path) -> None:
-    with stack(tmp_path) as made:
-        async with Built(made) as own:
-            await streams(own.bus)
-            await own.live(3)
-            days = (await own.write()).days
-            path = own.archive / days[0].file
-            data = bytearray(path.read_bytes())
-            data[len(data) // 2] ^= 1
-            path.write_bytes(data)
-            with pytest.raises(RemitError, match=days[0].day):
-                await let_go(own)
-            assert (await first_seq(own.bus))[0] == 1
 
 
 # -- the ledger ----------------------------------------------------------------------------------------------

@@ -201,8 +201,9 @@ def test_the_command_archives_whole_days_of_utc(lived: Stack, tmp_path: Path) ->
         told = json.loads(done.stdout)
         assert (told["flaws"], told["let_go"]) == ([], None)
     assert told["days"] == []
-    withdrawn = lived.remit("archive", str(tmp_path / "c"), "--key", key, "--keep-days", "30")
-    assert withdrawn.returncode != 0 and "withdrawn" in withdrawn.stderr and not (tmp_path / "c").exists()
+    kept = lived.remit("archive", str(tmp_path / "c"), "--key", key, "--keep-days", "30", "-o", "json")
+    assert json.loads(kept.stdout)["let_go"] == {"first_before": 1, "first_after": 1, "day": "", "kept_by": ""}
+    assert lived.remit("archive", str(tmp_path / "c"), "--key", key, "--keep-days", "6").returncode == 2
     keyless = lived.remit("archive", str(tmp_path / "a"))
     assert keyless.returncode == 6 and "--key" in keyless.stderr
 
