@@ -83,32 +83,32 @@ def rows(path: Path) -> Iterator[Row]:
     schema = _schema()
     texts = [field.name for field in schema if not pa.types.is_integer(field.type)]
     try:
+        _refuse_foreign(path, schema)
         with pq.ParquetFile(str(path), read_dictionary=texts) as file:
-            _refuse_foreign(file, schema)
             for batch in file.iter_batches(READ_ROWS, columns=schema.names):
                 columns = [_values(batch.column(name)) for name in schema.names]
                 for seq, at_ns, subject, headers, data in zip(*columns, strict=True):
                     if subject is None or data is None or seq is None or at_ns is None or at_ns < 0:
                         raise ValueError("a message in it has no subject, data or number, or is from before 1970")
                     yield subject, seq, at_ns, data, headers
-    except (pa.ArrowException, OSError, KeyError, MemoryError) as error:
+    except (pa.ArrowException, OSError, MemoryError) as error:
         text = str(error) or type(error).__name__
         raise ValueError(f"it cannot be read: {text.splitlines()[0][:200]}") from error
 
 
-def _refuse_foreign(file: Any, schema: Any) -> None:
+def _refuse_foreign(path: Path, schema: Any) -> None:
     """ValueError unless the file has our columns, in row groups of our size."""
-    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    kinds = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
+    found = pq.read_metadata(str(path))
+    names, kinds = found.schema.to_arrow_schema().names, found.schema.to_arrow_schema().types
+    of = dict(zip(names, kinds, strict=True))
     for field in schema:
-        kind = kinds.get(field.name)
-        if kind is not None and pa.types.is_dictionary(kind):
-            kind = kind.value_type
+        kind = of.get(field.name, "not there")
         if kind != field.type:
             raise ValueError(f"it is no file of an archive: its column {field.name} is {kind}, and not {field.type}")
-    for number in range(file.metadata.num_row_groups):
-        group = file.metadata.row_group(number)
+    for number in range(found.num_row_groups):
+        group = found.row_group(number)
         if group.num_rows > GROUP_ROWS or group.total_byte_size > GROUP_BYTES_MOST:
             size = f"{group.num_rows} rows, {group.total_byte_size} bytes"
             raise ValueError(f"it is no file of an archive: its row group {number} has {size}")

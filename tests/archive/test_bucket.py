@@ -13,6 +13,7 @@ import pytest
 from services.registry.fold import Fold
 from services.registry.rebuild import rebuild
 from services.registry.store import Store
+from shared.archive import parquet
 from shared.archive.places import PART_BYTES, place
 from shared.archive.store import Archive
 from shared.errors import AlreadySaid, NotFound, Unavailable
@@ -72,6 +73,24 @@ async def test_days_in_a_bucket_are_those_in_a_folder(built: Built, bucket: str)
     assert await asyncio.to_thread(archive.manifests) == in_folder
     assert (await asyncio.to_thread(archive.check, built.keys()))[1] == []
     assert (await built.write(bucket, now_ns=now_ns)).days == []
+
+
+async def test_two_who_write_a_day_at_once_do_not_spoil_it(
+    built: Built, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second looked before the first was done, and its pyarrow packs otherwise: its manifest is refused."""
+    await built.write(bucket)
+    days = Archive.at(bucket).manifests()
+    archiver = built.archiver(bucket)
+    monkeypatch.setattr(archiver._archive, "newest", lambda: None)
+    monkeypatch.setattr(parquet, "COMPRESSION", "gzip")
+    with pytest.raises(AlreadySaid):
+        await archiver.write()
+    archive = Archive.at(bucket)
+    assert archive.manifests() == days
+    assert (await asyncio.to_thread(archive.check, built.keys()))[1] == []
+    names = [name for name in archive.place.names() if name.endswith(".parquet")]
+    assert names == [one.file for one in days]
 
 
 async def test_the_ledger_is_rebuilt_from_a_bucket(built: Built, bucket: str, tmp_path: Path) -> None:

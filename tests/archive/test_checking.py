@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -17,7 +20,7 @@ from shared.archive.days import Manifest, Row
 from shared.archive.store import Archive
 from shared.proof.keys import signer
 from tests.archive.built import KEY, edit, fit
-from tests.stack import Stack
+from tests.stack import ROOT, Stack
 
 
 @pytest.fixture
@@ -204,7 +207,15 @@ EDITS: list[tuple[str, Callable[[Manifest], dict[str, object]], str]] = [
     ("the proof of consistency", lambda _: {"consistency": ["00" * 32]}, "changed"),
     ("what is no proof", lambda _: {"consistency": ["no hex"]}, "manifest"),
     ("its format", lambda _: {"format": 2}, "manifest"),
+    ("when it begins", lambda _: {"first_at": "2026-01-01T00:00:00Z"}, "manifest"),
+    ("a file that is elsewhere", lambda _: {"file": "../../etc/passwd"}, "manifest"),
+    ("a digest that leads elsewhere", lambda one: leading_elsewhere(one.day), "manifest"),
+    ("a hash of the tree", lambda one: {"before": fields(one.before, hashes=["AAAA"])}, "manifest"),
 ]  # fmt: skip
+
+
+def leading_elsewhere(day: str) -> dict[str, object]:
+    return {"sha256": "/../../secret", "file": f"events/{day}./../../secre.parquet"}
 
 
 @pytest.mark.parametrize(("what", "change", "found"), EDITS, ids=[what for what, *_ in EDITS])
@@ -220,6 +231,78 @@ def test_a_manifest_that_is_none_is_named(archive: Path, keys: Keys) -> None:
     manifest = day(archive)
     (archive / "events" / f"{manifest.day}.json").write_text("{")
     assert [(flaw.day, flaw.what) for flaw in flaws(archive, keys)][:1] == [(manifest.day, "manifest")]
+
+
+def foreign(path: Path, **columns: pa.Array) -> None:
+    """A Parquet file of somebody's, as large as a day's may be."""
+    usual = {
+        "seq": pa.array([1, 2], pa.uint64()),
+        "at_ns": pa.array([1, 2], pa.int64()),
+        "subject": pa.array(["a.b", "a.c"], pa.string()),
+        "headers": pa.array([None, b""], pa.binary()),
+        "data": pa.array([b"{}", b"{}"], pa.binary()),
+    }
+    table = pa.table({name: array for name, array in {**usual, **columns}.items() if array is not None})
+    pq.write_table(table, str(path), row_group_size=1_000_000)
+
+
+MANY = parquet.GROUP_ROWS + 1
+FOREIGN: list[tuple[str, dict[str, pa.Array], str]] = [
+    ("another type", {"seq": pa.array(["1", "2"])}, "its column seq is string, and not uint64"),
+    ("a missing column", {"data": None}, "its column data is not there, and not binary"),
+    ("no subject", {"subject": pa.array(["a", None], pa.string())}, "no subject, data or number"),
+    ("no number", {"seq": pa.array([1, None], pa.uint64())}, "no subject, data or number"),
+    ("a stamp before 1970", {"at_ns": pa.array([1, -1], pa.int64())}, "from before 1970"),
+    ("a subject that is no text", {"subject": pa.array([b"\xff", b"a"]).cast(pa.string(), safe=False)}, "utf-8"),
+    (
+        "too many rows at once",
+        {
+            "seq": pa.array(range(1, MANY + 1), pa.uint64()),
+            "at_ns": pa.array([1] * MANY, pa.int64()),
+            "subject": pa.array(["a"] * MANY),
+            "headers": pa.array([b""] * MANY),
+            "data": pa.array([b""] * MANY),
+        },
+        "its row group 0 has 50001 rows",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "columns", "told"), FOREIGN, ids=[what for what, *_ in FOREIGN])
+def test_a_file_that_is_not_ours_is_named(
+    archive: Path, keys: Keys, tmp_path: Path, what: str, columns: dict[str, pa.Array], told: str
+) -> None:
+    """With a manifest that fits it: no traceback, and nothing is read into memory as it says."""
+    manifest = day(archive, 0)
+    foreign(tmp_path / "foreign.parquet", **columns)
+    (archive / manifest.file).unlink()
+    fit(archive, manifest.day, tmp_path / "foreign.parquet")
+    (flaw,) = flaws(archive, keys)
+    assert flaw.what == "changed" and told in flaw.text, what
+
+
+def test_a_value_that_stands_once_in_a_file_is_once_in_memory(tmp_path: Path) -> None:
+    """A small file of one large value, named by ten thousand rows: it would be ten gigabytes."""
+    path, large, count = tmp_path / "bomb.parquet", b"x" * 1_000_000, 10_000
+    data = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array([large], pa.binary()))
+    columns = {
+        "seq": pa.array(range(1, count + 1), pa.uint64()),
+        "at_ns": pa.array([1] * count, pa.int64()),
+        "subject": pa.array(["a"] * count),
+        "headers": pa.array([b""] * count),
+        "data": data,
+    }
+    pq.write_table(pa.table(columns), str(path), dictionary_pagesize_limit=2_000_000, store_schema=False)
+    assert path.stat().st_size < 2_000_000
+    script = (
+        "import resource, sys; from pathlib import Path; from shared.archive import parquet\n"
+        "print(sum(len(row[3]) for row in parquet.rows(Path(sys.argv[1]))))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], cwd=ROOT, capture_output=True, text=True)
+    total, most_kib = map(int, done.stdout.split())
+    assert total == count * len(large)
+    assert most_kib < 400_000
 
 
 # -- as people run it ----------------------------------------------------------------------------------------
@@ -263,6 +346,9 @@ def test_ls_lists_the_days(archive: Path) -> None:
 def test_a_place_that_is_none_is_told(tmp_path: Path, pem: str) -> None:
     assert run("check", str(tmp_path / "nothing"), "--key", pem).exit_code == 6
     assert run("ls", "ftp://host/archive").exit_code == 2
+    (tmp_path / "file").write_text("")
+    done = run(str(tmp_path / "file" / "archive"), "--key", pem)
+    assert done.exit_code == 1 and "cannot be made: Not a directory" in done.stderr
 
 
 def test_a_file_is_written_a_row_group_at_a_time(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -30,7 +31,7 @@ from shared.schedule import Schedule
 from shared.status import EXIT_FAILED, EXIT_NOT_FOUND
 from shared.streams import ensure, first_seq, last_seq, standing
 from shared.subjects import EVENTS
-from tests.archive.built import DAYS, KEY, Built, streams
+from tests.archive.built import DAYS, KEY, Built, edit, streams
 from tests.conftest import until
 from tests.registry.conftest import ask, say_runs
 from tests.stack import Stack, stack
@@ -255,6 +256,22 @@ async def test_a_sealer_believes_an_archive_only_by_its_own_seals(built: Built) 
     await say_runs(built.appender, 1)
     await built.sealed()
     await heir.stop()
+
+
+@pytest.mark.parametrize("what", ["open", "planned", "hashes", "lost day"])
+async def test_a_sealer_believes_nothing_that_no_seal_proves(built: Built, tmp_path: Path, what: str) -> None:
+    """What a manifest says of the tree and of the runs behind its day: all of it is made anew of the messages."""
+    archive = tmp_path / "archive"
+    shutil.copytree(built.archive, archive)
+    days = Archive.at(str(archive)).manifests()
+    after = msgspec.to_builtins(days[-1].after)
+    if what == "lost day":
+        (archive / "events" / f"{days[0].day}.json").unlink()
+    else:
+        other = {"open": {"1": 9}, "planned": ["9"], "hashes": after["hashes"][1:]}
+        edit(archive, days[-1].day, after={**after, what: other[what]})
+    with pytest.raises(RemitError, match="not proven by this sealer's own seals"):
+        await built.seal(f"heir-{what}", archive=str(archive), trusted=[signer(built.folder / KEY).public])
 
 
 async def test_the_engine_goes_on_without_the_head(remit: Stack, built: Built) -> None:

@@ -92,6 +92,14 @@ async def test_the_day_that_is_not_over_is_not_written(own: Built) -> None:
     assert written.days == [] and written.waits == ""
 
 
+async def test_a_stamp_that_has_not_come_yet_is_told(built: Built, tmp_path: Path) -> None:
+    """The server's clock was ahead, or ours is behind: nothing is archived, and nobody wonders why."""
+    first = Archive.at(str(built.archive)).manifests()[0]
+    written = await built.write(tmp_path, now_ns=DAYS.begin_ns(DAYS.number(first.day) - 3))
+    assert written.days == []
+    assert written.waits == f"message 1 is stamped {first.day}, which has not come yet"
+
+
 async def test_a_day_waits_for_the_seal_behind_its_last_message(own: Built) -> None:
     await say_runs(own.appender, 2)
     today = DAYS.day_of((await own.bus.stored("EVENTS", 1) or ("", 0, b""))[1])

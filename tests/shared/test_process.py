@@ -1,5 +1,6 @@
 """What a service writes to its log: one JSON object a line, where an error came from, and no content."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from shared.errors import Unavailable
-from shared.process import CAUSES_MAX, trace
+from shared.process import CAUSES_MAX, started, trace
 from tests.canary import Flock
 from tests.stack import ROOT
 
@@ -85,3 +86,23 @@ def log_of(program: str, code: int = 0) -> dict[str, str]:
     assert done.returncode == code, done.stderr
     written: dict[str, str] = json.loads(done.stderr)
     return written
+
+
+async def test_what_takes_long_to_start_is_cut_off_when_it_is_asked_to_end() -> None:
+    stop, ends = asyncio.Event(), list[str]()
+
+    async def start(seconds: float) -> None:
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            ends.append("ended")
+
+    async def fail() -> None:
+        raise Unavailable("nobody answers")
+
+    assert await started(stop, start(0)) is True
+    with pytest.raises(Unavailable, match="nobody answers"):
+        await started(stop, fail())
+    asyncio.get_running_loop().call_later(0.05, stop.set)
+    assert await asyncio.wait_for(started(stop, start(3600)), 5) is False
+    assert ends == ["ended", "ended"]
