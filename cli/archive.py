@@ -135,7 +135,7 @@ def _tell_let_go(let_go: Any) -> None:
     else:
         talk(f"the stream still begins with message {let_go.first_after}")
     if let_go.kept_by:
-        talk(f"more could go, were it not for {let_go.kept_by}: it began before that, and needs its events")
+        talk(f"more could go, were it not for {let_go.kept_by}: those events are needed still")
 
 
 def _publics(texts: tuple[str, ...], folder: Path | None) -> list[bytes]:

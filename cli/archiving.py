@@ -13,10 +13,12 @@ from shared.archive import parquet
 from shared.archive.checking import Checker, Flaw, Keys, chain_flaws, covering
 from shared.archive.days import Calendar, Manifest, Row, day_behind, encode, file_name, manifest_name
 from shared.archive.store import Archive, digest, stretches
+from shared.asking import ask
 from shared.bus import Bus
 from shared.clock import NS_PER_S, rfc3339
 from shared.errors import AlreadySaid, RemitError
 from shared.events import AuditSealed
+from shared.ledger import Question
 from shared.proof.sealing import Links, Sealing, State
 from shared.story import read_story
 from shared.streams import first_seq, standing
@@ -27,6 +29,7 @@ PROGRESS_EVENTS = 100_000
 # behind, it stands for `age_limit.STANDS_S` and as long as nothing of Remit runs.
 MARGIN_S = 3600
 COMPARED = 20_000  # messages at a time
+ASK_S = 5
 
 Tell = Callable[[str], None]
 
@@ -280,7 +283,7 @@ class Archiver:
             if flaws:
                 raise Mismatch(flaws)
             if manifest.last_seq >= begin:
-                if kept_by := await runs.active():
+                if kept_by := await runs.active() or await self._unfolded(manifest.last_seq):
                     gone.kept_by = kept_by
                     break
                 last = manifest
@@ -298,6 +301,14 @@ class Archiver:
                 "to go: has somebody limited it (max_age) meanwhile?"
             )
         return gone
+
+    async def _unfolded(self, last: int) -> str:
+        """The registry, when it answers and has not folded this message; "" else. It would need the archive for it."""
+        try:
+            position = (await ask(self._bus, "status", Question(), timeout_s=ASK_S)).position
+        except RemitError:
+            return ""  # there is none, or it reads the archive just now
+        return f"the registry, which has folded up to message {position}" if position < last else ""
 
     async def _differences(self, manifest: Manifest, begin: int, runs: "_Unended") -> list[Flaw]:
         """Compare the day's messages that the stream still has with what the archive gives back for them."""

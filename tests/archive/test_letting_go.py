@@ -26,6 +26,7 @@ from shared.bus import Bus, connect
 from shared.clock import NS_PER_S, now_ns
 from shared.config import Config
 from shared.errors import Refused, RemitError, Unavailable
+from shared.ledger import Answer
 from shared.proof.keys import signer
 from shared.pull import Gone
 from shared.streams import ensure, first_seq, last_seq
@@ -83,6 +84,22 @@ async def test_a_run_that_is_active_keeps_its_day_and_all_behind_it(own: Built) 
     gone = await let_go(own)
     assert f"run {active[0]}, which is" in gone.kept_by
     assert 1 < await begin_of(own) <= active[0], "what lies before the run may go, and the run may not"
+
+
+@pytest.mark.parametrize("position", [0, 10_000])
+async def test_a_registry_that_has_not_caught_up_keeps_what_it_needs(own: Built, position: int) -> None:
+    await own.live(3)
+    await own.write()
+
+    async def answer(_data: bytes, reply: str) -> None:
+        await own.bus.publish(reply, msgspec.json.encode(Answer(position=position)))
+
+    await own.bus.serve("registry", "0.1.0", {"registry.status": answer})
+    gone = await let_go(own)
+    if position:
+        assert gone.first_after > 1 and gone.kept_by == ""
+    else:
+        assert gone.first_after == 1 and gone.kept_by == "the registry, which has folded up to message 0"
 
 
 async def test_nothing_goes_that_no_archive_has(own: Built) -> None:
@@ -194,7 +211,7 @@ async def test_seals_of_another_key_let_nothing_go(built: Built, archive: Path, 
 
 @pytest.fixture
 async def plain(remit: Stack) -> AsyncIterator[Built]:
-    """A stream of 40 messages, half of which may go: there is a second between them, as the limit moves on meanwhile."""
+    """A stream of 40 messages, half of which may go: a second lies between, as the limit moves on meanwhile."""
     async with Built(remit) as made:
         await streams(made.bus)
         for number in range(40):
