@@ -11,7 +11,7 @@ from cli.proof import public_of, seals_of
 from cli.speak import common, data, ends_well, line, table, talk, with_bus
 from shared.bus import Bus
 from shared.config import data_dir as default_data_dir
-from shared.errors import NotFound
+from shared.errors import NotFound, RemitError
 from shared.status import EXIT_FAILED
 
 KEEP_DAYS_LEAST = 7
@@ -94,18 +94,19 @@ def write(
     last_day = calendar.number(until.strftime("%Y-%m-%d")) if until else None
     place = Archive.at(to, make=True)
 
-    async def act(bus: Bus) -> tuple[Written, LetGo | None, list[Flaw]]:
+    async def act(bus: Bus) -> tuple[Written, LetGo | None, RemitError | None]:
         archiver = Archiver(bus, place, keys, now_ns=now_ns(), calendar=calendar, kept=kept, tell=talk)
         let_go = None
         with place.place.held():
             try:
                 await archiver.write(last_day)
                 let_go = await archiver.let_go(keep_days) if keep_days else None
-            except Mismatch as mismatch:
-                return archiver.written, None, mismatch.flaws
-        return archiver.written, let_go, []
+            except RemitError as error:
+                return archiver.written, None, error  # told when the days are that have been written before it
+        return archiver.written, let_go, None
 
-    written, let_go, flaws = with_bus(act)
+    written, let_go, trouble = with_bus(act)
+    flaws: list[Flaw] = trouble.flaws if isinstance(trouble, Mismatch) else []
     days = [_row(one) for one in written.days]
     if output == "json":
         data({"days": days, "waits": written.waits or None, "let_go": let_go, "flaws": flaws})
@@ -118,6 +119,8 @@ def write(
         talk(f"{written.waits}. {written.way_out}")
     if let_go:
         _tell_let_go(let_go)
+    if trouble is not None and not flaws:
+        raise trouble
     raise SystemExit(EXIT_FAILED if flaws or (written.waits and not written.is_still) else 0)
 
 

@@ -16,13 +16,13 @@ from shared.archive.store import Archive, digest, stretches
 from shared.asking import ask
 from shared.bus import Bus
 from shared.clock import NS_PER_S, rfc3339
-from shared.errors import AlreadySaid, RemitError
+from shared.errors import AlreadySaid, RemitError, Unavailable
 from shared.events import AuditSealed
 from shared.ledger import Question
 from shared.proof.sealing import Links, Sealing, State
 from shared.story import read_story
 from shared.streams import first_seq, standing
-from shared.subjects import AUDIT_SEALS, EVENTS
+from shared.subjects import AUDIT_SEALS, EVENTS, goal_rejected, plan_created, run_completed
 
 PROGRESS_EVENTS = 100_000
 # The limit that lets messages go moves on while it stands, and it must not reach what is to stay: where it is left
@@ -341,8 +341,23 @@ class _Unended:
     async def active(self) -> str:
         """Which of them is still active, as the whole stream has it; "" for none."""
         for run in sorted(self._links.open.keys() - self._ended, key=int):
-            story = await read_story(self._bus, int(run))
-            if not story.run.ended:
-                return f"run {run}, which is {story.run.status}"
+            try:
+                run_now = (await read_story(self._bus, int(run))).run
+            except Unavailable:
+                raise
+            except RemitError as error:
+                # A stranger's goal that is none, or more notes on a run than anybody reads: its end alone tells.
+                if not await self._has_end(int(run)):
+                    return f"run {run}, whose end has not come ({error.message})"
+            else:
+                if not run_now.ended:
+                    return f"run {run}, which is {run_now.status}"
             self._ended.add(run)
         return ""
+
+    async def _has_end(self, run: int) -> bool:
+        """Whether the word that ends the run stands behind its goal."""
+        ends = [await self._bus.last_on(EVENTS, subject) for subject in (run_completed(run), goal_rejected(run))]
+        plan = await self._bus.last_on(EVENTS, plan_created(run))
+        completed, rejected = (found[0] if found else 0 for found in ends)
+        return completed > run or (rejected > run and (plan is None or plan[0] > rejected))

@@ -29,6 +29,8 @@ from shared.status import (
 )
 from shared.subjects import is_principal
 
+PATIENCE = 2  # signals that only ask; who sends more does not want to wait for the tidying up
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -132,11 +134,11 @@ def ends_well(code: Callable[P, T]) -> Callable[P, T]:
 
 
 def with_bus(action: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:
-    """Run `action` with a connection, closed afterwards. SIGTERM cuts it off as Ctrl-C does, and it tidies up.
+    """Run `action` with a connection, closed afterwards. Ctrl-C and SIGTERM cut it off, and it tidies up.
 
     `Unavailable` when the server ends the connection for good: what waits for an answer would wait for ever.
     """
-    asked_to_end = False
+    asked: list[int] = []  # to end, with these codes
 
     async def main() -> T:
         closed = asyncio.Event()
@@ -145,17 +147,23 @@ def with_bus(action: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:
         acting = asyncio.ensure_future(action(bus))
         watching = asyncio.ensure_future(closed.wait())
 
-        def end() -> None:
-            nonlocal asked_to_end
-            asked_to_end = True
+        def end(code: int) -> None:
+            asked.append(code)
+            if len(asked) > PATIENCE:
+                os._exit(code)
             acting.cancel()
 
         if threading.current_thread() is threading.main_thread():  # elsewhere no signal can be heard
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGTERM, end, EXIT_TERMINATED)
+            loop.add_signal_handler(signal.SIGINT, end, EXIT_INTERRUPTED)
         try:
             await asyncio.wait({acting, watching}, return_when=asyncio.FIRST_COMPLETED)
             if not acting.done():
-                raise Unavailable("NATS has closed the connection: are these credentials still allowed?")
+                acting.cancel()
+                await asyncio.wait({acting})
+                if acting.cancelled() or not isinstance(acting.exception(), RemitError):
+                    raise Unavailable("NATS has closed the connection: are these credentials still allowed?")
             return await acting
         finally:
             watching.cancel()
@@ -168,9 +176,9 @@ def with_bus(action: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:
     except KeyboardInterrupt:
         raise SystemExit(EXIT_INTERRUPTED) from None
     except asyncio.CancelledError:
-        if not asked_to_end:
+        if not asked:
             raise
-        raise SystemExit(EXIT_TERMINATED) from None
+        raise SystemExit(asked[0]) from None
     return found
 
 

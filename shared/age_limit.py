@@ -13,8 +13,9 @@ when another one comes between: a limit that is gone too early lets go of less.
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine
-from typing import Any
+from typing import Annotated, Any
 from uuid import uuid4
 
 import msgspec
@@ -33,15 +34,19 @@ LOOK_S = 0.05  # a server drops what is too old as soon as it hears of the limit
 LOOKS = 600
 TAKE_OFF_S = 300  # a server that is being restarted, a cluster without a leader
 AGAIN_S = 0.5
+FRESH_S = 5  # an age is a distance from now: what was reckoned from goes stale when we are held up
+
+
+_Ns = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class Note(msgspec.Struct):
     """Who limits the stream for a moment: `own_ns` was the limit before (0: none), `set_ns` is the one that was set."""
 
     by: str
-    own_ns: int
-    set_ns: int
-    until_ns: int
+    own_ns: _Ns
+    set_ns: _Ns
+    until_ns: _Ns
 
 
 class _Found(msgspec.Struct):
@@ -61,7 +66,7 @@ async def _look(bus: Bus, stream: str) -> _Found:
     if text := (info["config"].get("metadata") or {}).get(NOTE):
         try:
             note = msgspec.json.decode(text, type=Note)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             log.warning("the note %s of stream %s is none: %.200s; its max_age stays as it is", NOTE, stream, text)
     return _Found(info["config"], note, parse_ns(str(info["ts"])), int(info["state"]["first_seq"]))
 
@@ -73,6 +78,7 @@ async def let_go(bus: Bus, before_ns: int, stream: str = EVENTS) -> tuple[int, i
     `STANDS_S`. `Refused` while somebody else lets go.
     """
     await take_off_expired(bus, stream)
+    looked_s = _awake_s()
     found = await _look(bus, stream)
     if found.note is not None:
         until = rfc3339(found.note.until_ns)
@@ -86,6 +92,8 @@ async def let_go(bus: Bus, before_ns: int, stream: str = EVENTS) -> tuple[int, i
         return first, first
     note = Note(uuid4().hex, own_ns, age_ns, found.at_ns + STANDS_S * NS_PER_S)
     metadata = {**(config.get("metadata") or {}), NOTE: msgspec.json.encode(note).decode()}
+    if _awake_s() - looked_s > FRESH_S:
+        raise Unavailable(f"it took too long to look at {stream}: its messages have aged meanwhile; run it again")
     try:
         state = (await bus.api(f"STREAM.UPDATE.{stream}", {**config, "max_age": age_ns, "metadata": metadata}))["state"]
         for _ in range(LOOKS):
@@ -96,7 +104,12 @@ async def let_go(bus: Bus, before_ns: int, stream: str = EVENTS) -> tuple[int, i
     finally:
         # Also when the update had no answer: it may have been done.
         await _to_its_end(_take_off(bus, stream, note))
-    return first, int(state["first_seq"])
+    return first, (await _look(bus, stream)).first_seq
+
+
+def _awake_s() -> float:
+    """Seconds since this machine was started, those that it was asleep among them."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 async def take_off_expired(bus: Bus, stream: str = EVENTS) -> None:
@@ -104,7 +117,10 @@ async def take_off_expired(bus: Bus, stream: str = EVENTS) -> None:
     found = await _look(bus, stream)
     if found.note is not None and found.is_over:
         log.warning("a limit by which %s let go of messages was left standing: it is taken off", stream)
-        await _restore(bus, stream, found.config, found.note)
+        try:
+            await _restore(bus, stream, found.config, found.note)
+        except ApiError as error:
+            log.error("the limit of %s cannot be taken off: %s; see its max_age and metadata", stream, error)
 
 
 async def _take_off(bus: Bus, stream: str, ours: Note) -> None:
@@ -117,7 +133,7 @@ async def _take_off(bus: Bus, stream: str, ours: Note) -> None:
                 return
             await _restore(bus, stream, found.config, found.note)
         except (Unavailable, ApiError) as error:
-            if asyncio.get_running_loop().time() > end_s:
+            if asyncio.get_running_loop().time() > end_s or bus.is_closed:
                 raise Unavailable(
                     f"{stream} still has the limit (max_age) that let its messages go, as NATS does not answer: any "
                     f"service of Remit takes it off from {rfc3339(ours.until_ns)} on ({error.message})"

@@ -158,6 +158,14 @@ class Appender:
     async def _resend_all(self) -> None:
         await self._resend(said_before=self._sweeps)
 
+    async def _dropped(self, token: str, pending: _Pending) -> None:
+        try:
+            then = self._settle(token, pending, 0)
+            if then is not None:
+                await then
+        except RemitError as error:
+            log.error("%s: what follows it failed: %s", pending.subject, error)
+
     async def _resend(self, said_before: int) -> None:
         for token, pending in list(self._pending.items()):
             if token in self._pending and pending.sent <= said_before:
@@ -168,8 +176,6 @@ class Appender:
                 except RemitError as error:
                     # The server that answers now takes less than the one before: as when the stream itself refuses.
                     log.error("%s can never be said, and was dropped: %s", pending.subject, error)
-                    then = self._settle(token, pending, 0)
-                    if then is not None:
-                        await then
+                    await self._dropped(token, pending)
                     continue
                 pending.sent = self._sweeps

@@ -162,6 +162,11 @@ class Bus:
         return bool(self._client.is_connected)
 
     @property
+    def is_closed(self) -> bool:
+        """For good: it does not connect again."""
+        return bool(self._client.is_closed)
+
+    @property
     def server(self) -> str:
         """Address and version of the server that this connection is with; never with its user and password."""
         address = self._client.connected_url.netloc.rpartition("@")[2]

@@ -104,6 +104,7 @@ class Listener:
                         if self._stopped or (task is not None and task.cancelling()):
                             raise
                         # What the handler waited for was cancelled, and not this: what waits behind it still comes.
+                        await self._client.tell(RuntimeError("a handler ended as what it waited for was cancelled"))
                     except Exception as error:
                         await self._client.tell(error)
                 if self._stopped or not self._waiting:

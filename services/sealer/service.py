@@ -15,6 +15,7 @@ import msgspec
 
 from shared.append import Appender
 from shared.archive.checking import Keys
+from shared.archive.days import Manifest
 from shared.archive.store import Archive
 from shared.bus import Bus
 from shared.clock import rfc3339
@@ -117,24 +118,31 @@ class Sealer:
             way_out = "start the sealer with --archive TO (or REMIT_ARCHIVE), whose days say how the tree stood"
             raise Gone(EVENTS, self._sealing.size + 1, begin - 1, way_out)
         where = await asyncio.to_thread(Archive.at, self._archive)
-        newest = await asyncio.to_thread(where.newest)
-        if newest is None or newest.last_seq < begin - 1 or newest.stream != self._stream:
+        newest = await self._proven(where)
+        if newest.last_seq < begin - 1 or newest.stream != self._stream:
             raise RemitError(f"{self._archive} does not say how the tree of this stream stood at message {begin - 1}")
-        await self._prove(where)
         self._sealing = Sealing(newest.after)
         self._sealed = newest.last_seq
         log.warning("going on from the archive's tree at message %d", newest.last_seq)
 
-    async def _prove(self, where: Archive) -> None:
-        """All of the archive, as what is known of a run rests on every message before: it may take minutes."""
+    async def _proven(self, where: Archive) -> Manifest:
+        """The newest day, when all of the archive is proven: what is known of a run rests on every message before.
+
+        It takes some seconds a day.
+        """
         days = where.checks(Keys([self._signer.public, *self._trusted]), (), lambda day: log.info("proving %s", day))
+        newest: Manifest | None = None
         while (checked := await asyncio.to_thread(next, days, None)) is not None:
-            for flaw in checked[1]:
+            newest, flaws = checked
+            for flaw in flaws:
                 found = f"{flaw.what}: {flaw.text}"
                 raise RemitError(
                     f"{flaw.day} in {self._archive} is not proven by this sealer's own seals: {found}. If another key "
                     "sealed it, name its public key in REMIT_SEALER_TRUSTS"
                 )
+        if newest is None:
+            raise RemitError(f"{self._archive} is empty")
+        return newest
 
     def on_event(self, subject: str, seq: int, at_ns: int, data: bytes) -> None:
         self._sealing.add(subject, seq, at_ns, data)

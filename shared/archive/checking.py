@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from shared.archive.days import Manifest, Row
-from shared.clock import rfc3339
+from shared.archive.days import Calendar, Manifest, Row, day_behind, is_whole_day
+from shared.clock import parse_ns, rfc3339
 from shared.events import AuditSealed
 from shared.proof.keys import fingerprint, is_signed
 from shared.proof.merkle import Frontier, consistency_of, verify_consistency
@@ -171,11 +171,23 @@ def chain_flaws(manifest: Manifest, before: Manifest | None) -> list[Flaw]:
     elif manifest.before != (State() if before is None else before.after):
         behind = f"the tree that {before.day} ends with" if before else "an empty tree"
         say("manifest", f"it does not begin with {behind}")
+    if is_whole_day(manifest.day) and (before is None or is_whole_day(before.day)):
+        day = Calendar().name(day_behind(Calendar(), before, _stamp(manifest.first_at)))
+        if day != manifest.day:
+            say("manifest", f"its first message belongs to {day}")
     if before is not None and manifest.stream != before.stream:
         say("stream", f"it is of the stream made on {manifest.stream}, the day before of that made on {before.stream}")
     if manifest.events != manifest.last_seq - manifest.first_seq + 1 or manifest.before.size != manifest.first_seq - 1:
         say("manifest", "its numbers do not fit each other")
     return found
+
+
+def _stamp(text: str) -> int:
+    """In nanoseconds; 0 of what is no time, which no message has."""
+    try:
+        return parse_ns(text)
+    except ValueError:
+        return 0
 
 
 def seal_flaws(manifest: Manifest, keys: Keys) -> list[Flaw]:

@@ -11,12 +11,14 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from shared.clock import NS_PER_S
+from shared.errors import Malformed
 from shared.events import AuditSealed
 from shared.proof.sealing import State
 
 FORMAT = 1
 _is_digest = re.compile(r"[0-9a-f]{64}").fullmatch
-is_day = re.compile(r"\d{4}-\d\d-\d\d(T\d{6})?").fullmatch  # as `Calendar.name` gives them
+_is_number = re.compile(r"[1-9]\d{0,18}", re.ASCII).fullmatch
+_is_day = re.compile(r"[12]\d{3}-\d\d-\d\d(T\d{6})?", re.ASCII).fullmatch
 FOLDER = "events"
 DAY_S = 86_400
 DIGITS = 12  # of the file's digest, in its name
@@ -81,7 +83,33 @@ def day_behind(calendar: Calendar, newest: Manifest | None, at_ns: int) -> int:
     Where a clock was set back over midnight, that is the next day's: an archived day is never opened again.
     """
     day = calendar.day_of(at_ns)
-    return day if newest is None else max(day, calendar.number(newest.day) + 1)
+    try:
+        return day if newest is None else max(day, calendar.number(newest.day) + 1)
+    except ValueError as error:
+        raise Malformed(f"{newest.day if newest else ''} is no day of this archive", field="archive") from error
+
+
+def is_day(name: str) -> bool:
+    """Whether this is the name of a day, as `Calendar.name` gives them."""
+    if not _is_day(name):
+        return False
+    try:
+        datetime.strptime(name, "%Y-%m-%dT%H%M%S" if "T" in name else "%Y-%m-%d").replace(tzinfo=UTC)
+    except ValueError:
+        return False
+    return True
+
+
+def is_whole_day(name: str) -> bool:
+    """A day of 24 hours, as all are but those of the tests."""
+    return len(name) == len("2026-11-24")
+
+
+def _is_state(state: State) -> bool:
+    """Whether these are numbers of messages of a stream, and of runs."""
+    numbers = (state.size, state.at_ns, *state.open.values(), *state.closed.values())
+    runs = (*state.open, *state.planned, *state.closed)
+    return all(0 <= number < 1 << 63 for number in numbers) and all(_is_number(run) for run in runs)
 
 
 def file_name(day: str, sha256: str = "") -> str:
@@ -104,6 +132,8 @@ def decode(data: bytes, day: str) -> Manifest:
         raise ValueError(f"its format is {manifest.format}, and this Remit reads {FORMAT}")
     if manifest.day != day:
         raise ValueError(f"it is that of {manifest.day[:40]!r}")
+    if not (_is_state(manifest.before) and _is_state(manifest.after)):
+        raise ValueError("its trees have numbers that are none of a stream's")
     if not _is_digest(manifest.sha256):
         raise ValueError(f"{manifest.sha256[:100]!r} is no digest of a file")
     if manifest.file not in (file_name(day), file_name(day, manifest.sha256)):

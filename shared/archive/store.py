@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,9 @@ from shared.errors import Malformed, NotFound, RemitError
 if TYPE_CHECKING:
     from shared.archive.checking import Flaw, Keys
     from shared.events import AuditSealed
+
+
+STRETCH_BYTES = 32 * 1024 * 1024
 
 
 class Archive:
@@ -42,7 +44,7 @@ class Archive:
         name = manifest_name(day)
         try:
             return decode(self.place.read(name), day)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Malformed(f"{name} in {self.place.where}: {str(error)[:200]}", field="archive") from error
 
     def manifests(self) -> list[Manifest]:
@@ -178,8 +180,18 @@ class Archive:
 
 
 async def stretches(rows: Iterator[Row], most: int) -> AsyncIterator[list[Row]]:
-    """The rows, so many at a time, read in a thread: an archive blocks, and a loop may not."""
-    while some := await asyncio.to_thread(lambda: list(islice(rows, most))):
+    """The rows, so many at a time (fewer where they are large), read in a thread: an archive blocks, a loop may not."""
+
+    def next_ones() -> list[Row]:
+        found, size = list[Row](), 0
+        for row in rows:
+            found.append(row)
+            size += len(row[3]) + len(row[4] or b"")
+            if len(found) >= most or size >= STRETCH_BYTES:
+                break
+        return found
+
+    while some := await asyncio.to_thread(next_ones):
         yield some
 
 

@@ -20,7 +20,7 @@ from shared.errors import AlreadySaid, NotFound, Unavailable
 from shared.proof.keys import signer
 from shared.streams import standing
 from shared.subjects import EVENTS
-from tests.archive.built import DAYS, KEY, Built
+from tests.archive.built import DAYS, KEY, MARGIN_S, Built
 from tests.archive.test_rebuild import nothing
 from tests.stack import Stack, free_port, until
 
@@ -99,7 +99,7 @@ async def test_the_ledger_is_rebuilt_from_a_bucket(built: Built, bucket: str, tm
     digests = []
     for name, archive in (("whole", None), ("archived", bucket)):
         if archive:
-            assert (await built.archiver(built.archive).let_go(1, margin_s=0)).first_after > 1
+            assert (await built.archiver(built.archive).let_go(1, margin_s=MARGIN_S)).first_after > 1
         store = Store(tmp_path / f"{name}.duckdb")
         store.begin(EVENTS, created)
         await rebuild(built.bus, store, Fold(), end, nothing, archive)

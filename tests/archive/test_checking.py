@@ -15,10 +15,12 @@ from click.testing import CliRunner, Result
 
 from cli.__main__ import main
 from shared.archive import parquet
-from shared.archive.checking import Flaw, Keys
-from shared.archive.days import Manifest, Row
+from shared.archive.checking import Flaw, Keys, chain_flaws
+from shared.archive.days import Calendar, Manifest, Row
 from shared.archive.store import Archive
+from shared.events import AuditSealed
 from shared.proof.keys import signer
+from shared.proof.sealing import State
 from tests.archive.built import KEY, edit, fit
 from tests.stack import ROOT, Stack
 
@@ -28,6 +30,16 @@ def archive(lived: Stack, tmp_path: Path) -> Path:
     """A copy that may be ruined."""
     shutil.copytree(lived.folder / "archive", tmp_path / "archive")
     return tmp_path / "archive"
+
+
+def manifest_of(day: str, first_at: str, seq: int) -> Manifest:
+    """The day of one message, `seq`."""
+    seal = AuditSealed(size=1, root="", heads="", runs=0, previous=0, at="", stream="", key="", signature="")
+    trees = [State(size=seq - 1), State(size=seq)] if seq > 1 else [State(), State(size=1)]
+    return Manifest(
+        day=day, stream="", first_seq=seq, last_seq=seq, events=1, first_at=first_at, last_at="", file="",
+        size_bytes=0, sha256="", root="", before=trees[0], after=trees[1], seals=[], covered_by=seal, consistency=[],
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -225,6 +237,30 @@ def test_a_manifest_that_was_edited_is_found(
     manifest = next(one for one in Archive.at(str(archive)).manifests()[1:] if one.covered_by.size > one.last_seq)
     edit(archive, manifest.day, **change(manifest))
     assert found in {flaw.what for flaw in flaws(archive, keys)}, what
+
+
+def test_a_day_is_that_of_its_first_message() -> None:
+    """A manifest under a later day would keep everything behind it from being archived until then."""
+    calendar = Calendar()
+    day = manifest_of("2026-11-24", "2026-11-24T09:00:00Z", 1)
+    assert chain_flaws(day, None) == []
+    for name, at in (
+        ("2026-11-25", "2026-11-24T09:00:00Z"),
+        ("2099-01-01", "2026-11-24T09:00:00Z"),
+        ("2026-11-24", "x"),
+    ):
+        assert [flaw.what for flaw in chain_flaws(manifest_of(name, at, 1), None)] == ["manifest"], (name, at)
+    back = manifest_of("2026-11-25", "2026-11-24T23:59:00Z", 2)  # the clock was set back over midnight
+    assert chain_flaws(back, day) == []
+    assert calendar.name(calendar.number("2026-11-25")) == "2026-11-25"
+
+
+@pytest.mark.parametrize("name", ["2999-99-99", "\u0662\u0660\u0669\u0669-01-01", "9999-12-31", "2026-11-24x", "notes"])
+def test_what_is_no_day_is_not_read_as_one(archive: Path, keys: Keys, name: str) -> None:
+    days = Archive.at(str(archive)).days()
+    (archive / "events" / f"{name}.json").write_text("{")
+    assert Archive.at(str(archive)).days() == days
+    assert flaws(archive, keys) == []
 
 
 def test_a_manifest_that_is_none_is_named(archive: Path, keys: Keys) -> None:

@@ -30,7 +30,7 @@ from shared.ledger import Answer
 from shared.proof.keys import signer
 from shared.pull import Gone
 from shared.streams import ensure, first_seq, last_seq
-from tests.archive.built import DAYS, Built, edit, fit, streams
+from tests.archive.built import DAYS, KEY, MARGIN_S, Built, edit, fit, streams
 from tests.conftest import until
 from tests.registry.conftest import say_runs
 from tests.stack import ROOT, Stack
@@ -38,7 +38,7 @@ from tests.stack import ROOT, Stack
 DAY_NS = 86_400 * NS_PER_S
 
 
-async def let_go(built: Built, to: Path | None = None, keep_days: int = 1, margin_s: float = 0) -> LetGo:
+async def let_go(built: Built, to: Path | None = None, keep_days: int = 1, margin_s: float = MARGIN_S) -> LetGo:
     return await built.archiver(to or built.archive).let_go(keep_days, margin_s=margin_s)
 
 
@@ -55,15 +55,20 @@ async def begin_of(built: Built) -> int:
 
 
 async def test_what_goes_is_what_is_old_and_archived(own: Built) -> None:
-    """At its first message the tail begins where a day began; twice is as good as once; a margin keeps the rest."""
+    """The tail begins at most a margin before a day's end; twice is as good as once; a large margin keeps all."""
     await own.live(3)
     days = (await own.write()).days
     kept = await let_go(own, margin_s=3600)
     assert (kept.first_before, kept.first_after, kept.day != "") == (1, 1, True)
     gone = await let_go(own)
-    ends = {one.last_seq + 1: one.day for one in days}
-    assert gone.first_after == await begin_of(own) > 1
-    assert ends[gone.first_after] == gone.day
+    last = next(one for one in days if one.day == gone.day)
+    assert 1 < gone.first_after == await begin_of(own) <= last.last_seq + 1
+    end_ns = DAYS.begin_ns(DAYS.number(last.day) + 1)
+    (newest_gone,) = Archive.at(str(own.archive)).rows(gone.first_after - 1, gone.first_after - 1)
+    assert newest_gone[2] < end_ns
+    if gone.first_after <= last.last_seq:
+        (oldest,) = Archive.at(str(own.archive)).rows(gone.first_after, gone.first_after)
+        assert oldest[2] >= end_ns - MARGIN_S * NS_PER_S
     assert DAYS.number(gone.day) < DAYS.day_of(now_ns()) - 1
     again = await let_go(own)
     assert again.first_after >= gone.first_after
@@ -84,6 +89,28 @@ async def test_a_run_that_is_active_keeps_its_day_and_all_behind_it(own: Built) 
     gone = await let_go(own)
     assert f"run {active[0]}, which is" in gone.kept_by
     assert 1 < await begin_of(own) <= active[0], "what lies before the run may go, and the run may not"
+
+
+@pytest.mark.parametrize("end", ["goal.rejected", "run.completed", ""])
+async def test_a_goal_that_is_none_keeps_nothing_when_it_has_its_end(own: Built, end: str) -> None:
+    """A stranger's, whose story nobody can read; its end came on the next day. Without one it keeps its day."""
+    goals: list[int] = []
+
+    async def strange(day: int) -> None:
+        if day == 0:
+            ack = await own.bus.request("goal.submitted.a.b", b"{}")
+            goals.append(msgspec.json.decode(ack)["seq"])
+        if day == 1 and end:
+            await own.bus.request(f"{end}.{goals[0]}", b'{"reason": "no goal"}')
+
+    await own.live(4, strange)
+    await own.write()
+    gone = await let_go(own)
+    if end:
+        assert gone.kept_by == "" and gone.first_after > goals[0]
+    else:
+        assert f"run {goals[0]}, whose end has not come" in gone.kept_by
+        assert gone.first_after <= goals[0]
 
 
 @pytest.mark.parametrize("position", [0, 10_000])
@@ -109,7 +136,7 @@ async def test_nothing_goes_that_no_archive_has(own: Built) -> None:
     days = (await own.write()).days
     await own.live(2)
     await own.past(DAYS.day_of(now_ns()) + 1)
-    gone = await let_go(own, margin_s=1)
+    gone = await let_go(own)
     assert 1 < gone.first_after <= days[-1].last_seq + 1
 
 
@@ -172,6 +199,16 @@ def of_another_stream(archive: Path, days: list[Manifest]) -> None:
         edit(archive, one.day, stream="2026-01-01T00:00:00Z")
 
 
+def with_runs_that_are_none(archive: Path, days: list[Manifest]) -> None:
+    edit(archive, days[0].day, before={**msgspec.to_builtins(days[0].before), "open": {"5": -1}})
+
+
+def with_a_manifest_that_is_deep(archive: Path, days: list[Manifest]) -> None:
+    path = archive / "events" / f"{days[0].day}.json"
+    text = path.read_text().rstrip()
+    path.write_text(f'{text[:-1]}, "more": {"[" * 100_000}{"]" * 100_000}}}')
+
+
 def with_an_older_seal(archive: Path, days: list[Manifest]) -> None:
     day = next(one for one in days if one.seals and one.seals[0].size < one.last_seq)
     edit(archive, day.day, covered_by=msgspec.to_builtins(day.seals[0]))
@@ -182,6 +219,7 @@ def with_other_runs_open(archive: Path, days: list[Manifest]) -> None:
 
 
 RUINS = [
+    with_runs_that_are_none, with_a_manifest_that_is_deep,
     without_its_manifest, without_its_file, with_a_byte_changed, with_other_data, with_other_headers, under_a_false_day,
     with_a_day_that_is_longer_than_it_is, of_another_stream, with_an_older_seal, with_other_runs_open,
 ]  # fmt: skip
@@ -202,8 +240,17 @@ async def test_seals_of_another_key_let_nothing_go(built: Built, archive: Path, 
     archiver = built.archiver(archive)
     archiver._keys = Keys([signer(tmp_path / "another").public])
     with pytest.raises(Mismatch, match=r"seal of .* its key is"):
-        await archiver.let_go(1, margin_s=0)
+        await archiver.let_go(1, margin_s=MARGIN_S)
     assert await begin_of(built) == 1
+
+
+async def test_what_is_sealed_of_another_stream_lets_nothing_go(plain: Built, archive: Path, lived: Stack) -> None:
+    """By the very same key: the sealer had another stream before."""
+    archiver = plain.archiver(archive)
+    archiver._keys = Keys([signer(lived.folder / KEY).public])
+    with pytest.raises(Mismatch, match="this stream was made on"):
+        await archiver.let_go(1, margin_s=0)
+    assert await begin_of(plain) == 1
 
 
 # -- the limit -----------------------------------------------------------------------------------------------
@@ -332,6 +379,45 @@ async def test_what_an_operator_sets_meanwhile_stays(plain: Built, monkeypatch: 
     assert await limit_of(plain) == (7 * DAY_NS, False)
 
 
+async def test_what_has_aged_since_it_was_looked_at_does_not_go(plain: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine was asleep in between, say: an age is a distance from now."""
+    clock = [0.0]
+    monkeypatch.setattr(age_limit, "_awake_s", lambda: clock.append(clock[-1] + 3600) or clock[-1])
+    with pytest.raises(Unavailable, match="have aged meanwhile"):
+        await age_limit.let_go(plain.bus, await half_ns(plain))
+    assert (await begin_of(plain), await limit_of(plain)) == (1, (0, False))
+
+
+async def test_an_operators_shorter_limit_is_enough(plain: Built) -> None:
+    await plain.bus.api("STREAM.UPDATE.EVENTS", {**await plain.config(), "max_age": 3600 * NS_PER_S})
+    assert await age_limit.let_go(plain.bus, now_ns() - DAY_NS) == (1, 1)
+    assert await limit_of(plain) == (3600 * NS_PER_S, False)
+
+
+async def test_what_may_be_a_duplicate_yet_does_not_go(plain: Built) -> None:
+    await plain.bus.api("STREAM.UPDATE.EVENTS", {**await plain.config(), "duplicate_window": 120 * NS_PER_S})
+    with pytest.raises(RemitError, match="too young"):
+        await age_limit.let_go(plain.bus, await half_ns(plain))
+    assert (await begin_of(plain), await limit_of(plain)) == (1, (0, False))
+
+
+async def test_more_that_has_gone_than_was_to_go_is_told(own: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else's limit, in the same moment: it cannot be undone, and must not go unseen."""
+    await own.live(3)
+    days = (await own.write()).days
+    api = _Api(own.bus, monkeypatch)
+
+    async def operator(_what: str, number: int) -> None:
+        if number == 1:
+            await own.bus.api("STREAM.UPDATE.EVENTS", {**await own.config(), "max_age": 200_000_000})
+            await until(lambda: asyncio.sleep(0.3, True))
+
+    api.meanwhile = operator
+    with pytest.raises(RemitError, match=r"and only messages up to \d+ were to go: has somebody limited it"):
+        await let_go(own)
+    assert await begin_of(own) > days[0].last_seq + 1
+
+
 async def test_of_two_at_once_none_leaves_a_limit(plain: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     """However their steps come between each other's; an operator's own limit outlasts it."""
     await plain.bus.api("STREAM.UPDATE.EVENTS", {**await plain.config(), "max_age": 30 * DAY_NS})
@@ -400,7 +486,15 @@ async def test_while_another_one_lets_go_it_is_left_alone(plain: Built) -> None:
 
 async def test_a_note_that_is_none_changes_nothing(plain: Built) -> None:
     config = await plain.config()
-    await plain.bus.api("STREAM.UPDATE.EVENTS", {**config, "max_age": 10**18, "metadata": {NOTE: "soon"}})
+    for text in ("soon", "[" * 100_000, msgspec.json.encode(Note("somebody", -5, 10**18, 1)).decode()):
+        await plain.bus.api("STREAM.UPDATE.EVENTS", {**config, "max_age": 10**18, "metadata": {NOTE: text}})
+        await ensure(plain.bus)
+        assert await limit_of(plain) == (10**18, True)
+
+
+async def test_a_limit_that_cannot_be_put_back_stops_no_service(plain: Built) -> None:
+    """The server refuses it (a window for duplicates longer than the limit, say): it is logged, and stays."""
+    await leave_a_note(plain, now_ns() - 1, own_ns=1)
     await ensure(plain.bus)
     assert await limit_of(plain) == (10**18, True)
 

@@ -31,7 +31,7 @@ from shared.schedule import Schedule
 from shared.status import EXIT_FAILED, EXIT_NOT_FOUND
 from shared.streams import ensure, first_seq, last_seq, standing
 from shared.subjects import EVENTS
-from tests.archive.built import DAYS, KEY, Built, edit, streams
+from tests.archive.built import DAYS, KEY, MARGIN_S, Built, edit, streams
 from tests.conftest import until
 from tests.registry.conftest import ask, say_runs
 from tests.stack import Stack, stack
@@ -54,7 +54,7 @@ async def folded(bus: Bus, path: Path, archive: Path | None = None) -> dict[str,
 
 
 async def let_go(built: Built, keep_days: int = 1) -> Any:
-    return await built.archiver(built.archive).let_go(keep_days, margin_s=0)
+    return await built.archiver(built.archive).let_go(keep_days, margin_s=MARGIN_S)
 
 
 @pytest.fixture(scope="module")

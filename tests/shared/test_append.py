@@ -2,13 +2,13 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 
 import pytest
 
 from shared.append import Appender
 from shared.bus import Bus
-from shared.errors import AlreadySaid, RemitError
+from shared.errors import AlreadySaid, RemitError, Unavailable
 from tests.chaos.load import seed, whole_stream
 from tests.conftest import until
 from tests.stack import Stack
@@ -139,6 +139,24 @@ async def test_a_goal_said_to_a_server_that_stood_still_is_one_run(server: Stack
 async def test_the_same_goal_said_twice_is_two_runs(bus: Bus, appender: Appender) -> None:
     """Each `append` is an intention of its own."""
     assert [await appender.append("goal.submitted", b'{"tasks": ["noop"]}', headers=None) for _ in range(2)] == [1, 2]
+
+
+async def test_what_a_new_server_takes_no_longer_is_dropped_and_stops_nobody(bus: Bus, appender: Appender) -> None:
+    """It waits for an ack, and the server that comes back has a smaller limit; what follows it fails, too."""
+    told: list[int] = []
+
+    def then(seq: int) -> Awaitable[object]:
+        told.append(seq)
+        raise Unavailable("no work queue to ack to")
+
+    await appender.say("nowhere.large", b"x" * 200_000, then)  # no stream takes either: neither has an ack
+    await appender.say("nowhere.small", b"{}")
+    bus._client._max_payload = 100_000
+    await until(lambda: told == [0], within_s=10)
+    (waiting,) = appender._pending.values()
+    sent = waiting.sent
+    await until(lambda: waiting.sent > sent, within_s=10)
+    appender._pending.clear()
 
 
 async def test_a_payload_over_the_servers_limit_is_refused_and_stops_nobody(
