@@ -15,6 +15,7 @@ from shared.clock import NS_PER_S, parse_ns
 from shared.events import ApprovalGranted, ApprovalRejected, ApprovalRequested, Event, Unreadable
 from shared.plan import GATE
 from shared.run_state import Approval, Run, Stop, with_step
+from shared.status import STEP_ENDS
 from shared.subjects import BY_SCHEDULE
 
 ANONYMOUS = "somebody"  # how a reason names who used the bare subject
@@ -35,7 +36,9 @@ def requested(run: Run, event: Event) -> Run:
     if not is_asked(run, event.step) or event.step in run.approvals:
         return run
     assert run.plan is not None
-    expires_ns = event.at_ns + run.plan.directive.approval_expires_s * NS_PER_S
+    # Reckoned as the executor does, whose timer may lie there already: one said later must not outlast it.
+    since_ns = run.ready_ns(event.step) if _is_ready(run, event.step) else event.at_ns
+    expires_ns = since_ns + run.plan.directive.approval_expires_s * NS_PER_S
     if isinstance(event.body, ApprovalRequested):
         with contextlib.suppress(ValueError):  # a stranger's: the plan's own time holds
             expires_ns = min(expires_ns, parse_ns(event.body.expires_at))
@@ -51,6 +54,14 @@ def requested(run: Run, event: Event) -> Run:
     if state.status != "pending":
         return run
     return with_step(run, event, event.step, replace(state, status="awaiting_approval"))
+
+
+def _is_ready(run: Run, step: str) -> bool:
+    """Whether only an answer is wanted: of the run, that it is planned; of a step, that its needs are done."""
+    if step == GATE:
+        return True
+    assert run.plan is not None
+    return run.started_ns > 0 and all(run.steps[need].status in STEP_ENDS for need in run.plan.by_id[step].needs)
 
 
 def refusal(run: Run, event: Event) -> str:

@@ -86,7 +86,7 @@ class RunLine:
 
     __slots__ = (
         "asked", "at_goal_ns", "broken", "charged", "deadline", "deadline_ns", "id", "lines", "over", "plan",
-        "plan_seq", "planned", "requester", "said", "says", "settled", "started", "started_ns",
+        "plan_seq", "planned", "planned_ns", "requester", "said", "says", "settled", "started", "started_ns",
         "stop", "stop_seq", "tokens", "unended",
     )  # fmt: skip
 
@@ -98,7 +98,7 @@ class RunLine:
         self.said: set[str] = set()
         self.planned = UNPLANNED
         self.plan: Any = None
-        self.plan_seq = 0
+        self.plan_seq = self.planned_ns = 0
         self.lines: dict[str, StepLine] = {}
         self.unended = 0
         self.asked: dict[str, QuestionLine] = {}
@@ -172,7 +172,7 @@ Hear = Callable[[RunLine, list[str], int, int, bytes], str]  # run, tokens, seq,
 # -- before it runs ----------------------------------------------------------------------------------------
 
 
-def _plan_created(run: RunLine, _tokens: list[str], seq: int, _at_ns: int, data: bytes) -> str:
+def _plan_created(run: RunLine, _tokens: list[str], seq: int, at_ns: int, data: bytes) -> str:
     if run.plan is not None:
         return "the run has a plan"
     if run.started:
@@ -185,7 +185,7 @@ def _plan_created(run: RunLine, _tokens: list[str], seq: int, _at_ns: int, data:
         run.find(rule, [seq], text)
         run.broken = ("its plan is none", seq)
         return ""
-    run.planned, run.plan, run.plan_seq = planned, planned.plan, seq
+    run.planned, run.plan, run.plan_seq, run.planned_ns = planned, planned.plan, seq, at_ns
     for rule, text in planned.problems:
         run.find(rule, [seq], text)
     lines = run.lines
@@ -193,7 +193,7 @@ def _plan_created(run: RunLine, _tokens: list[str], seq: int, _at_ns: int, data:
         lines[step] = StepLine()
     run.unended = len(lines)
     for step, left in run.plan.reused.items():
-        run._ended(lines[step], "succeeded", seq, _at_ns)
+        run._ended(lines[step], "succeeded", seq, at_ns)
         for kept in left.artifacts:
             run.says.keep(run.id, step, seq, kept)
     return ""
@@ -287,7 +287,7 @@ def _requested(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: byte
     if step in run.asked:
         return "it was asked before"
     directive = run.plan.directive
-    expires_ns = at_ns + directive.approval_expires_s * NS
+    expires_ns = _wanted_since(run, step, at_ns) + directive.approval_expires_s * NS
     body: Question | None = body_of("approval.requested", data)
     if body is None:
         run.find("question", [seq], "the question holds another message", step)
@@ -319,6 +319,16 @@ def _requested(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: byte
         asked.status = "expired"
         run._halt("rejected", seq)
     return ""
+
+
+def _wanted_since(run: RunLine, step: str, at_ns: int) -> int:
+    """Since when an answer is all that is wanted; a question that comes before that stands from itself on."""
+    if step == GATE:
+        return run.planned_ns
+    needs = run.planned.by_id[step].needs
+    if not run.started or not all(_is_over(run, need) for need in needs):
+        return at_ns
+    return max(run.started_ns, *(run.lines[need].ended_ns for need in needs), 0)
 
 
 def _is_over(run: RunLine, step: str) -> bool:

@@ -369,6 +369,24 @@ def test_a_question_that_nobody_answered_ends_the_run(event: str) -> None:
     assert after.stop is not None and after.stop.status == "rejected"
 
 
+@pytest.mark.parametrize("body", [ACK, controls.asked(RUN, GATE, **{**FAR, "expires_at": "2099-01-01T00:00:00Z"})])
+def test_a_strangers_question_does_not_outlast_the_timer_of_ours(body: Any) -> None:
+    """The executor's timer was laid down for the time at which its own question would have expired."""
+    year_ns = 31_536_000 * NS_PER_S
+    run = state((plan_created(RUN), GATED), (approval_requested(RUN, GATE), body))
+    assert run.approvals[GATE].expires_ns == run.planned_ns + year_ns < run.at_ns + year_ns
+    done = [
+        *_approved,
+        (run_started(RUN), controls.started()),
+        (step_dispatched(RUN, "a", 1, "noop"), controls.dispatched()),
+    ]
+    ended = [*done, (step_completed(RUN, "a", 1), controls.completed())]
+    ready = state(*ended, (approval_requested(RUN, "b"), body))
+    assert ready.approvals["b"].expires_ns == ready.steps["a"].ended_ns + year_ns
+    early = state(*done, (approval_requested(RUN, "b"), body))  # nobody has laid a timer for it yet
+    assert early.approvals["b"].expires_ns == early.at_ns + year_ns
+
+
 @pytest.mark.parametrize("due_later", ["deadline", "step.a.1"])
 def test_a_timer_counts_only_when_its_time_has_come(due_later: str) -> None:
     """Anybody who may publish to TIMERS could else end every run: the stamp of the message is what cannot be forged."""
