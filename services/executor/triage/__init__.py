@@ -1,6 +1,6 @@
 """Log triage: lines in, findings out. Pure and synchronous: no I/O, no clock, bounded memory.
 
-`clean` → `reading` (`header` over `fields`, `structured`, `severity`) → `fold` → `naming` → `counting` (`mask`,
+`clean` → `remembered` or `reading` (`header` over `fields`, `structured`, `severity`) → `fold` → `naming` → `counting` (`mask`,
 `tally`), line by line in `source`;
 then `miner`, `bursts` and `closing` make the source's report, `ranking` the findings over all sources, and
 `for_people` and `for_programs` the two artifacts.

@@ -12,7 +12,7 @@ from services.executor.triage import severity, times
 from services.executor.triage.clean import is_noise, sample
 from services.executor.triage.closing import Account
 from services.executor.triage.fold import exception_class
-from services.executor.triage.mask import DIGITS_AS_ONE, WILDCARD, shape_of
+from services.executor.triage.mask import WILDCARD, digits_as_one, shape_of
 from services.executor.triage.miner import merge_shapes
 from services.executor.triage.model import EVIDENCE_MAX, SAMPLE_CHARS_SHORT, SAMPLES_CHARS_MAX, SEVERITIES, SHAPES_MAX
 from services.executor.triage.naming import Event, Name
@@ -40,6 +40,7 @@ class Counting:
         self._words: dict[str, str] = {}
         self._spoken: dict[str, tuple[str | None, bool]] = {}
         self._second: tuple[str, int | None] = ("", None)
+        self._minute = ("", "", 0)  # kind, stamp without its seconds, seconds since the epoch
         self._sample_chars = 0
 
     def count(self, event: Event, name: Name) -> None:
@@ -50,10 +51,10 @@ class Counting:
             shape = message
             self._literal.add(message)
         else:
-            normal = message.translate(DIGITS_AS_ONE)
+            normal = (reading.normal if message is reading.message else "") or digits_as_one(message)
             shape = self._shapes.get(normal) or self._shape(normal, message)
-        if shape is _NOISE_SHAPE:
-            self._account.undecodable += 1
+            if shape is _NOISE_SHAPE:
+                self._account.undecodable += 1
         if state is None:
             state = self._said(shape, message) or ("info" if reading.parsed else "unknown")
         if self._keep_labels:
@@ -68,7 +69,8 @@ class Counting:
             tally.exception = exception_class(exception)
         tally.count += 1
         tally.by_severity[state] = tally.by_severity.get(state, 0) + 1
-        self._keep(tally, event)
+        text = event.text if event.head is None and len(event.text) <= SAMPLE_CHARS_SHORT else event.sample()
+        self._keep(tally, text, event)
         at_s = self._seconds(event)
         if at_s is not None:
             self._time(tally, at_s)
@@ -86,7 +88,7 @@ class Counting:
         if len(self._words) >= CACHE_MAX:
             self._words.clear()
         told = redact(message)  # before masking, which would leave the letters of a secret and hide its form
-        masked = shape_of(normal if told == message else told.translate(DIGITS_AS_ONE), self._words)
+        masked = shape_of(normal if told == message else digits_as_one(told), self._words)
         shape = self._shapes[normal] = masked or "(empty message)"
         return shape
 
@@ -111,8 +113,9 @@ class Counting:
         elif at_s > tally.last_s:
             tally.last_s = at_s
         bucket = (at_s // BUCKET_S) >> self.bucket_shift
-        tally.buckets[bucket] = tally.buckets.get(bucket, 0) + 1
-        if tally.crowded():
+        events = tally.buckets.get(bucket, 0)
+        tally.buckets[bucket] = events + 1
+        if events == 0 and tally.crowded():
             self.bucket_shift += 1
             for each in self._tallies.values():
                 each.widen()
@@ -125,20 +128,27 @@ class Counting:
         # The fraction changes with every line, the second does not. The engine's zone is always UTC; in a header
         # the zone stands behind a fraction of three digits or is part of a key that is simply not shared.
         if event.at is not None:
-            key = stamp[:19]
+            kind, key = "iso", stamp[:19]
         else:
-            key = stamp[:19] + stamp[23:] if event.reading.kind == "iso" else stamp
+            kind = event.reading.kind
+            key = stamp[:19] + stamp[23:] if kind == "iso" else stamp
         known, at_s = self._second
         if key == known:
             return at_s
-        found = times.seconds_of("iso" if event.at else event.reading.kind, stamp)
-        at_s = found[0] if found is not None and self._account.on_scale(found[1]) else None
+        minute, second = key[:-2], key[-2:]
+        ends_with_seconds = (minute[-1:] == ":" and second.isdecimal() and kind != "clock") or kind == "digits"
+        if ends_with_seconds and (kind, minute) == self._minute[:2]:
+            at_s = self._minute[2] + min(int(second), 59)
+        else:
+            found = times.seconds_of(kind, stamp)
+            at_s = found[0] if found is not None and self._account.on_scale(found[1]) else None
+            if ends_with_seconds and at_s is not None:
+                self._minute = (kind, minute, at_s - min(int(second), 59))
         self._second = (key, at_s)
         return at_s
 
-    def _keep(self, tally: Tally, event: Event) -> None:
+    def _keep(self, tally: Tally, text: str, event: Event) -> None:
         """Keeps the first events of a template, and its latest, as samples."""
-        text = event.sample()
         if len(text) > SAMPLE_CHARS_SHORT and self._sample_chars > SAMPLES_CHARS_MAX:
             text = sample(text, SAMPLE_CHARS_SHORT)
         self._sample_chars += len(text)

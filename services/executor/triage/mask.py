@@ -13,7 +13,7 @@ WILDCARD: Final = "<*>"
 TOKENS_MAX: Final = 64  # words after the 64th do not tell templates apart; they become one trailing wildcard
 TOKEN_CHARS_MAX: Final = 200
 
-DIGITS_AS_ONE: Final = {ord(c): "0" for c in "123456789"}
+_DIGITS_AS_ONE: Final = bytes.maketrans(b"123456789", b"000000000")
 
 _MON = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
 # What spans several words: dates inside the message, and amounts with their unit and restatement
@@ -53,6 +53,12 @@ _KEYED = re.compile(r"([A-Za-z_][\w.\-\[\]/]*)(=|:)(.+)", re.S)
 _DIGIT_TAIL = re.compile(r"([A-Za-z][A-Za-z_.$-]*?)(0[\w.:$-]*)")
 _DIGIT_RUN = re.compile(r"-?0[0.,:x]*(?:[a-f0]*0[a-f0]*)?")
 _JOIN = re.compile(r"<\*>(?:[.,:/_#@x-]*<\*>)+")
+
+
+def digits_as_one(text: str) -> str:
+    """The text with every digit as 0."""
+    # As bytes: a tenth of what `str.translate` takes, and no digit is a part of another character in UTF-8.
+    return text.encode("utf-8", "surrogatepass").translate(_DIGITS_AS_ONE).decode("utf-8", "surrogatepass")
 
 
 def shape_of(normal: str, words: dict[str, str]) -> str:

@@ -3,6 +3,8 @@
 from collections import deque
 from typing import Final, NamedTuple
 
+from msgspec import Struct
+
 from services.executor.triage.clean import sample, shorten
 from services.executor.triage.fold import Trace
 from services.executor.triage.model import SAMPLE_CHARS_MAX, TRACE_HEAD_LINES_MAX, TRACE_TAIL_LINES_MAX
@@ -13,20 +15,17 @@ EXCEPTION_CHARS_MAX: Final = 800
 TRACE_LINE_CHARS_MAX: Final = 1_000
 
 
-class Event:
+class Event(Struct, gc=False):
     """One event of one stream: its first line, and of what was folded into it the head and the tail."""
 
-    __slots__ = ("at", "head", "number", "reading", "stream", "tail", "text", "trace")
-
-    def __init__(self, text: str, at: str | None, stream: str, reading: Reading, number: int) -> None:
-        self.text = text
-        self.at = at
-        self.stream = stream
-        self.reading = reading
-        self.number = number
-        self.trace: Trace | None = None
-        self.head: list[str] | None = None
-        self.tail: deque[str] | None = None
+    text: str
+    at: str | None
+    stream: str
+    reading: Reading
+    number: int
+    trace: Trace | None = None
+    head: list[str] | None = None
+    tail: deque[str] | None = None
 
     def add(self, text: str) -> None:
         """Keeps a folded line as a sample."""
@@ -58,7 +57,7 @@ class Name(NamedTuple):
 
     message: str
     severity: str | None
-    exception: str
+    exception: str = ""
 
 
 def named(event: Event) -> Name:

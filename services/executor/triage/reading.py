@@ -2,13 +2,15 @@
 
 from typing import Final, NamedTuple
 
+from msgspec import Struct
+
 from services.executor.triage import severity, structured
 from services.executor.triage.header import parse_header
 
 NAMED_LEVEL_ONLY: Final = "."  # "info: Microsoft.Hosting.Lifetime[14]": the message is on the next line
 
 
-class Reading(NamedTuple):
+class Reading(Struct, frozen=True, gc=False):
     """One line understood; `severity` is None where the line states none, `parsed` False where nothing was known."""
 
     message: str
@@ -19,28 +21,45 @@ class Reading(NamedTuple):
     parsed: bool
     stack: str = ""
     literal: bool = False  # the message is a template already: nothing in it is to be masked or merged
+    normal: str = ""  # the message with its digits made one, where that is known already
+
+
+class Places(NamedTuple):
+    """Where a line's message begins and which level it states: told where only the header has been read."""
+
+    message_from: int
+    level: str
 
 
 def read(text: str) -> Reading:
     """The reading of one cleaned line."""
-    first = text[:1]
-    if first == "{":
+    return read_as(text)[0]
+
+
+def read_as(text: str) -> tuple[Reading, Places | None]:
+    """The reading of one cleaned line, and its places; None where more than the header had a say."""
+    told = True
+    if text[:1] == "{":
+        told = False
         fields = structured.parse_json(text)
         if fields is not None:
-            return _structured(fields)
+            return _structured(fields), None
     stamp, kind, level, component, at = parse_header(text)
     message = text[at:] if at else text
     if not level and "=" in message:
-        fields = structured.parse_logfmt(message)
+        told = told and not structured.may_be_logfmt(message)
+        fields = None if told else structured.parse_logfmt(message)
         if fields is not None:
-            return _structured(fields, stamp, kind, component)
+            return _structured(fields, stamp, kind, component), None
     elif message[:2] == '{"' and not level:
+        told = False
         fields = structured.parse_json(message)
         if fields is not None:
-            return _structured(fields, stamp, kind, component)
+            return _structured(fields, stamp, kind, component), None
     stated = severity.LEVELS.get(level.lower()) or severity.of_level(level) if level else None
     parsed = at > 0 or stamp != ""
     if '" ' in message:
+        told = False
         request = severity.access(message)
         if request is not None:
             status = request["status"]
@@ -49,8 +68,8 @@ def read(text: str) -> Reading:
             elif stated is None:
                 stated = "info"
             if kind == "clf" or request.end() < 200:
-                return Reading(_request(*request.groups()), stated, stamp, kind, component, True, literal=True)
-    return Reading(message, stated, stamp, kind, component, parsed)
+                return Reading(_request(*request.groups()), stated, stamp, kind, component, True, literal=True), None
+    return Reading(message, stated, stamp, kind, component, parsed), Places(at, level) if told else None
 
 
 def _structured(fields: structured.Fields, stamp: str = "", kind: str = "", component: str = "") -> Reading:

@@ -15,7 +15,8 @@ from services.executor.triage.counting import BUCKET_S, Counting
 from services.executor.triage.fold import Trace, opens
 from services.executor.triage.model import LINE_CHARS_MAX, STREAMS_MAX, TRACE_LINES_MAX, Line, SourceReport
 from services.executor.triage.naming import Event, named
-from services.executor.triage.reading import Reading, read
+from services.executor.triage.reading import Reading
+from services.executor.triage.remembered import Readings
 
 _BLANK: Final = -1
 
@@ -28,17 +29,18 @@ class SourceTriage:
     ) -> None:
         self._account = Account(host, source, known_templates)
         self._counting = Counting(self._account, keep_labels=keep_labels)
+        self._readings = Readings()
         self._open: dict[str, Event] = {}
         # For measuring only: the event that each line went to. Unbounded, so off unless asked for.
         self._line_events: list[int] | None = [] if keep_labels else None
 
     def feed(self, lines: Sequence[Line]) -> None:
         """Takes the next lines of the source, in order; any number, any size, any content."""
-        account = self._account
+        account, opened, read = self._account, self._open, self._readings.read
         for line in lines:
             account.lines_read += 1
             text = clean(line.text)
-            current = self._open.get(line.stream)
+            current = opened.get(line.stream)
             if not text or text.isspace():
                 self._blank(current)
                 continue
@@ -59,7 +61,7 @@ class SourceTriage:
     def finish(self) -> SourceReport:
         """The report of all lines fed; the triage takes no more lines afterwards."""
         for event in self._open.values():
-            self._close(event)
+            self._counting.count(event, named(event))
         self._open.clear()
         return report(self._account, self._counting.templates(), BUCKET_S << self._counting.bucket_shift)
 
@@ -97,9 +99,10 @@ class SourceTriage:
             account.unparsed += 1
         previous = self._open.get(line.stream)
         if previous is not None:
-            self._close(previous)
+            self._counting.count(previous, named(previous))
         elif len(self._open) >= STREAMS_MAX:
-            self._close(self._open.pop(next(iter(self._open))))
+            longest = self._open.pop(next(iter(self._open)))
+            self._counting.count(longest, named(longest))
         event = self._open[line.stream] = Event(text, line.at, line.stream, reading, number)
         if not reading.parsed:
             kind = opens(reading.message)
@@ -107,6 +110,3 @@ class SourceTriage:
                 event.trace = Trace(kind, False, True, reading.message)
         if self._line_events is not None:
             self._line_events.append(number)
-
-    def _close(self, event: Event) -> None:
-        self._counting.count(event, named(event))

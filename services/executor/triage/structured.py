@@ -57,9 +57,14 @@ def parse_json(text: str) -> Fields | None:
     return Fields(message, level, time, kind, _text(value, _LOGGER) or "", stack if "\n" in stack else "")
 
 
+def may_be_logfmt(text: str) -> bool:
+    """Whether the line has one of the pairs by which `level=… msg="…"` is known."""
+    return _LOGFMT_SURE.search(text, 0, 400) is not None
+
+
 def parse_logfmt(text: str) -> Fields | None:
     """The fields of a logfmt line (`level=… msg="…"`); None when it is none."""
-    if _LOGFMT_SURE.search(text, 0, 400) is None:
+    if not may_be_logfmt(text):
         return None
     pairs: dict[str, str] = {}
     for match in _LOGFMT.finditer(text, 0, JSON_CHARS_MAX):
