@@ -1,7 +1,7 @@
 """Log triage: lines in, findings out. Pure and synchronous: no I/O, no clock, bounded memory.
 
-`clean` → `remembered` or `reading` (`header` over `fields`, `structured`, `severity`) → `fold` → `naming` → `counting` (`mask`,
-`tally`), line by line in `source`;
+`clean` → `remembered` or `reading` (`header` over `fields`, `structured`, `severity`) → `fold` → `naming` →
+`counting` (`mask`, `tally`), line by line in `source`;
 then `miner`, `bursts` and `closing` make the source's report, `ranking` the findings over all sources, and
 `for_people` and `for_programs` the two artifacts.
 """
