@@ -149,22 +149,22 @@ class Executor:
 
     async def _keep(self) -> None:
         """Once a second: queues for tasks that were added, timers for what has run for a while, a snapshot."""
-        queues: dict[str, int | None] = {}
+        limits: dict[str, int | None] = {}  # of the queues that are there, as this executor has set them
         for second in itertools.count():
             await asyncio.sleep(1)
             if not self._bus.is_connected:
                 continue
             try:
-                if second % QUEUES_AGAIN_S == 0:  # a queue that somebody deleted would leave its work lying for ever
-                    queues.clear()
+                again = second % QUEUES_AGAIN_S == 0  # a queue that somebody deleted leaves its work lying for ever
+                if again:
                     await planner_queue(self._bus)
                     await take_off_expired(self._bus)
                 for task in self._config.catalogue.tasks:
-                    if task.name not in queues or queues[task.name] != task.max_concurrent:
+                    if again or task.name not in limits or limits[task.name] != task.max_concurrent:
                         # A limit that is there no more is taken off; a queue without one keeps an operator's own.
-                        lifted = PENDING_MAX if queues.get(task.name) else None
+                        lifted = PENDING_MAX if limits.get(task.name) else None
                         await worker_queue(self._bus, task.name, at_once=task.max_concurrent or lifted)
-                        queues[task.name] = task.max_concurrent
+                        limits[task.name] = task.max_concurrent
                 if self.engine.deciding:
                     await self._timers.keep(self.engine)
                     await self._remember()

@@ -1,0 +1,43 @@
+"""A task's `max_concurrent` is its queue's, held by the server: set, changed and taken off by an executor at work."""
+
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from services.executor import service
+from services.executor.service import Executor
+from shared.append import Appender
+from shared.bus import ApiError, Bus
+from shared.config import Config
+from shared.streams import PENDING_MAX
+from shared.subjects import CONFIG_BUCKET
+from tests.conftest import until
+
+
+@pytest.fixture
+async def executor(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Executor]:
+    monkeypatch.setattr(service, "QUEUES_AGAIN_S", 1)  # it looks at every queue anew each second
+    appender, config = await Appender(bus).start(), await Config(bus).start()
+    made = Executor(bus, appender, config)
+    await made.start()
+    yield made
+    await made.stop()
+    await config.stop()
+    appender.stop()
+
+
+@pytest.mark.usefixtures("executor")
+async def test_a_limit_that_is_taken_away_is_lifted(bus: Bus) -> None:
+    """Also when the queues are looked at anew in that very second."""
+
+    async def limit_is(wanted: int) -> bool:
+        try:
+            found = await bus.api("CONSUMER.INFO.EVENTS.worker-crunch")
+        except ApiError:
+            return False  # it is not there yet
+        return bool(found["config"]["max_ack_pending"] == wanted)
+
+    for limit in (3, 5, None, 4, None):
+        await bus.kv_put(CONFIG_BUCKET, "task.crunch", msgspec.json.encode({"name": "crunch", "max_concurrent": limit}))
+        await until(lambda limit=limit: limit_is(limit or PENDING_MAX), within_s=10)  # type: ignore[misc]
