@@ -42,6 +42,11 @@ def until(condition: Callable[[], object], what: str = "the condition", within_s
         time.sleep(0.02)
 
 
+def _state_of(pid: int) -> str:
+    """What the kernel says of a process: R, S, T (stopped), Z …"""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 class Stack:
     """Processes by name; their logs are in `folder`. NATS is one server, `nats`, or a cluster of `nats-1` and so on."""
 
@@ -95,8 +100,10 @@ class Stack:
         self._spawn(name, argv, environment)
 
     def freeze(self, name: str) -> None:
-        """SIGSTOP: it lives and does nothing, until `thaw`."""
-        self.processes[name].send_signal(signal.SIGSTOP)
+        """SIGSTOP, and see it stand still: it lives and does nothing, until `thaw`."""
+        process = self.processes[name]
+        process.send_signal(signal.SIGSTOP)
+        until(lambda: _state_of(process.pid) == "T", f"{name} stands still")
 
     def thaw(self, name: str) -> None:
         self.processes[name].send_signal(signal.SIGCONT)
