@@ -61,6 +61,7 @@ class Built:
     async def live(self, days: int, then: Callable[[int], Awaitable[None]] | None = None) -> None:
         """So many days with runs on each, sealed; then another day has begun, with an event, and all is sealed."""
         sealer = await self.seal()
+        await self.past(DAYS.day_of(now_ns()))  # the first one is whole, or a margin might reach all of it
         for day in range(days + 1):
             today = DAYS.day_of(now_ns())
             for _ in range(3):
