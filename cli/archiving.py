@@ -265,7 +265,7 @@ class Archiver:
         begin, begin_ns = await first_seq(self._bus)
         today_ns = self._calendar.begin_ns(self._today)
         keep_ns = self._calendar.begin_ns(self._today - keep_days)
-        runs = _Unended(self._bus, begin)
+        runs = _Unended(self._bus)
         gone = LetGo(begin, begin)
         before: Manifest | None = None
         last: Manifest | None = None  # of the days that may go
@@ -273,20 +273,21 @@ class Archiver:
             flaws = chain_flaws(manifest, before)
             if manifest.stream != stream:
                 flaws.append(Flaw(manifest.day, "stream", f"this stream was made on {stream}"))
-            before = manifest
-            if manifest.last_seq >= begin and not flaws:
-                if await self._stamp(manifest.last_seq) >= keep_ns:
-                    break
-                self._tell(f"  {manifest.day}: looked at once more")
-                flaws = await asyncio.to_thread(self._archive.check_day, manifest, self._keys)
-                flaws += [] if flaws else await self._differences(manifest, begin, runs)
             if flaws:
                 raise Mismatch(flaws)
-            if manifest.last_seq >= begin:
-                if kept_by := await runs.active() or await self._unfolded(manifest.last_seq):
-                    gone.kept_by = kept_by
-                    break
-                last = manifest
+            before = manifest
+            if manifest.last_seq < begin:
+                continue  # it is gone already
+            if await self._stamp(manifest.last_seq) >= keep_ns:
+                break
+            self._tell(f"  {manifest.day}: looked at once more")
+            flaws = await asyncio.to_thread(self._archive.check_day, manifest, self._keys)
+            if flaws := flaws or await self._differences(manifest, begin, runs):
+                raise Mismatch(flaws)
+            gone.kept_by = await runs.active() or await self._unfolded(manifest.last_seq)
+            if gone.kept_by:
+                break
+            last = manifest
         if last is None:
             return gone
         gone.day = last.day
@@ -328,9 +329,8 @@ class Archiver:
 class _Unended:
     """The runs whose goals have been heard and whose ends have not. (One whose goal is gone is over: it could go.)"""
 
-    def __init__(self, bus: Bus, begin: int) -> None:
+    def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._begin = begin
         self._links = Links()
         self._ended: set[str] = set()
 

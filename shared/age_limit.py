@@ -14,7 +14,6 @@ when another one comes between: a limit that is gone too early lets go of less.
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -24,6 +23,7 @@ from shared.bus import ApiError, Bus
 from shared.clock import NS_PER_S, parse_ns, rfc3339
 from shared.errors import Refused, RemitError, Unavailable
 from shared.subjects import EVENTS
+from shared.waiting import to_the_end
 
 log = logging.getLogger("remit.age_limit")
 
@@ -103,7 +103,7 @@ async def let_go(bus: Bus, before_ns: int, stream: str = EVENTS) -> tuple[int, i
             state = (await bus.api(f"STREAM.INFO.{stream}"))["state"]
     finally:
         # Also when the update had no answer: it may have been done.
-        await _to_its_end(_take_off(bus, stream, note))
+        await to_the_end(_take_off(bus, stream, note))
     return first, (await _look(bus, stream)).first_seq
 
 
@@ -148,19 +148,3 @@ async def _restore(bus: Bus, stream: str, config: dict[str, Any], note: Note) ->
     metadata = {name: value for name, value in (config.get("metadata") or {}).items() if name != NOTE}
     age_ns = note.own_ns if int(config.get("max_age") or 0) == note.set_ns else config["max_age"]
     await bus.api(f"STREAM.UPDATE.{stream}", {**config, "max_age": age_ns, "metadata": metadata})
-
-
-async def _to_its_end(action: Coroutine[Any, Any, None]) -> None:
-    """Wait for this even when we are cancelled meanwhile, and end as cancelled then."""
-    task = asyncio.create_task(action)
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise
-            cancelled = True
-    task.result()
-    if cancelled:
-        raise asyncio.CancelledError

@@ -110,29 +110,22 @@ async def connected(service: str) -> Bus:
             return bus
 
 
-async def until(stop: asyncio.Event, failed: Coroutine[Any, Any, None]) -> None:
-    """Wait for `stop`; what `failed` raises ends the process at once, and its keeper starts it afresh."""
-    watched = asyncio.create_task(failed)
-    asked = asyncio.create_task(stop.wait())
-    await asyncio.wait({watched, asked}, return_when=asyncio.FIRST_COMPLETED)
-    asked.cancel()
-    if watched.done():
-        await watched
-    watched.cancel()
+async def until(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Wait for `work`; False when `stop` came first, which cuts it off.
 
-
-async def started(stop: asyncio.Event, start: Coroutine[Any, Any, None]) -> bool:
-    """Run `start`, which may take long (an archive is read, say). False when `stop` came first: it was cut off then."""
-    starting = asyncio.create_task(start)
+    A start may take long: an archive is read, say. Once started, a service waits for what says that it cannot go on:
+    what that raises ends the process at once, and its keeper starts it afresh.
+    """
+    working = asyncio.create_task(work)
     asked = asyncio.create_task(stop.wait())
-    await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({working, asked}, return_when=asyncio.FIRST_COMPLETED)
     asked.cancel()
-    if not starting.done():
-        starting.cancel()
-        await asyncio.wait({starting})
-        return False
-    await starting
-    return True
+    if working.done():
+        await working
+        return True
+    working.cancel()
+    await asyncio.wait({working})
+    return False
 
 
 def _end(stop: asyncio.Event) -> None:

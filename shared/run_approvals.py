@@ -15,7 +15,6 @@ from shared.clock import NS_PER_S, parse_ns
 from shared.events import ApprovalGranted, ApprovalRejected, ApprovalRequested, Event, Unreadable
 from shared.plan import GATE
 from shared.run_state import Approval, Run, Stop, with_step
-from shared.status import STEP_ENDS
 from shared.subjects import BY_SCHEDULE
 
 ANONYMOUS = "somebody"  # how a reason names who used the bare subject
@@ -58,10 +57,7 @@ def requested(run: Run, event: Event) -> Run:
 
 def _is_ready(run: Run, step: str) -> bool:
     """Whether only an answer is wanted: of the run, that it is planned; of a step, that its needs are done."""
-    if step == GATE:
-        return True
-    assert run.plan is not None
-    return run.started_ns > 0 and all(run.steps[need].status in STEP_ENDS for need in run.plan.by_id[step].needs)
+    return step == GATE or (run.started_ns > 0 and run.needs_are_done(step))
 
 
 def refusal(run: Run, event: Event) -> str:

@@ -74,6 +74,11 @@ class Run(msgspec.Struct, frozen=True, gc=False):
         needs = self.plan.by_id[step].needs
         return max([self.started_ns, *(self.steps[need].ended_ns for need in needs)])
 
+    def needs_are_done(self, step: str) -> bool:
+        """Whether every step that this one needs has ended."""
+        assert self.plan is not None
+        return not self.plan.needs_of[self.plan.place_of[step]] & self.tally.open
+
     def step_plan(self, step: str) -> Step:
         assert self.plan is not None
         return self.plan.by_id[step]

@@ -63,8 +63,7 @@ def dispatched(run: Run, event: Event) -> Run:
 def too_early(run: Run, step: str) -> str:
     """Why the plan does not let this step run yet; "" when it does."""
     planned = run.step_plan(step)
-    assert run.plan is not None
-    if run.status != "running" or run.plan.needs_of[run.plan.place_of[step]] & run.tally.open:
+    if run.status != "running" or not run.needs_are_done(step):
         return "dispatched before its time"
     if (planned.approval or planned.kind == "approval") and not run.is_approved(step):
         return "dispatched without its approval"

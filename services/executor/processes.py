@@ -10,11 +10,12 @@ import asyncio
 import ctypes
 import os
 import signal
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
+
+from shared.waiting import to_the_end
 
 GRACE_S = 3.0
 LOOK_S = 0.05
@@ -66,24 +67,10 @@ async def run_process(
             status = await child.wait()
         finally:
             # Also after a normal end: what it has left in its group is nobody's any more.
-            await _to_the_end(_end(child))
+            await to_the_end(_end(child))
         return Finished(status, await tail.whole(LAST_WORDS_S))
     finally:
         tail.close()
-
-
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Wait for it, however often the waiting is cancelled meanwhile; a cancellation is raised when it is done."""
-    task = asyncio.create_task(work)
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            cancelled = True
-    task.result()
-    if cancelled:
-        raise asyncio.CancelledError
 
 
 class _Tail:

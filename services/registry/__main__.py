@@ -31,7 +31,7 @@ async def main(stop: asyncio.Event) -> None:
     bus = await process.connected("registry")
     archive = os.environ.get("REMIT_ARCHIVE")
     registry = Registry(bus, ledger(), answers=not os.environ.get("REMIT_REGISTRY_FILE"), archive=archive)
-    if await process.started(stop, registry.start()):
+    if await process.until(stop, registry.start()):
         await process.until(stop, registry.failed())
         await registry.stop()
     await bus.close()

@@ -21,7 +21,7 @@ async def main(stop: asyncio.Event) -> None:
     sealer = Sealer(
         bus, appender, data_dir(), every_s=every_s, every_events=every_events, archive=archive, trusted=trusted
     )
-    if await process.started(stop, sealer.start()):
+    if await process.until(stop, sealer.start()):
         await process.until(stop, sealer.failed())
         await sealer.stop()
     appender.stop()

@@ -287,7 +287,9 @@ def _requested(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: byte
     if step in run.asked:
         return "it was asked before"
     directive = run.plan.directive
-    expires_ns = _wanted_since(run, step, at_ns) + directive.approval_expires_s * NS
+    early = [] if step == GATE else [need for need in run.planned.by_id[step].needs if not _is_over(run, need)]
+    since_ns = at_ns if early else _wanted_since(run, step, at_ns)
+    expires_ns = since_ns + directive.approval_expires_s * NS
     body: Question | None = body_of("approval.requested", data)
     if body is None:
         run.find("question", [seq], "the question holds another message", step)
@@ -312,7 +314,7 @@ def _requested(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: byte
             )
         if body.plan_hash != run.plan.plan_hash:
             run.find("plan_hash", [run.plan_seq, seq], "the question names the hash of another plan", step)
-    if step != GATE and (early := [need for need in run.planned.by_id[step].needs if not _is_over(run, need)]):
+    if early:
         run.find("question", [seq], f"it is asked before {', '.join(early)} has ended", step)
     asked = run.asked[step] = QuestionLine(seq, expires_ns)
     if at_ns >= expires_ns:
@@ -322,13 +324,11 @@ def _requested(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: byte
 
 
 def _wanted_since(run: RunLine, step: str, at_ns: int) -> int:
-    """Since when an answer is all that is wanted; a question that comes before that stands from itself on."""
+    """Since when only an answer is wanted of a step whose needs are over; before the run starts, since it is asked."""
     if step == GATE:
         return run.planned_ns
     needs = run.planned.by_id[step].needs
-    if not run.started or not all(_is_over(run, need) for need in needs):
-        return at_ns
-    return max(run.started_ns, *(run.lines[need].ended_ns for need in needs), 0)
+    return max(run.started_ns, *(run.lines[need].ended_ns for need in needs), 0) if run.started else at_ns
 
 
 def _is_over(run: RunLine, step: str) -> bool:

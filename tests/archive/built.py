@@ -11,12 +11,15 @@ import msgspec
 from cli.archiving import Archiver, Written
 from services.sealer.service import Sealer
 from shared.append import Appender
+from shared.archive import parquet
 from shared.archive.checking import Keys
-from shared.archive.days import Calendar, file_name
+from shared.archive.days import Calendar, Manifest, Row, file_name
 from shared.archive.store import Archive, digest
 from shared.bus import Bus, connect
 from shared.clock import now_ns
+from shared.events import AuditSealed
 from shared.proof.keys import signer
+from shared.proof.sealing import State
 from shared.streams import ensure, events, timers
 from tests.conftest import until
 from tests.registry.conftest import say_runs
@@ -132,3 +135,26 @@ def edit(archive: Path, day: str, **changes: Any) -> None:
     """Other values in a day's manifest."""
     path = archive / "events" / f"{day}.json"
     path.write_bytes(msgspec.json.encode({**msgspec.json.decode(path.read_bytes()), **changes}))
+
+
+def rewrite(archive: Path, manifest: Manifest, change: Callable[[list[Row]], list[Row]], *, fixed: bool = True) -> None:
+    """Another day's file in its place; `fixed`: and a manifest that fits it, as a clever hand would have it."""
+    path = archive / Archive.at(str(archive)).manifest(manifest.day).file
+    rows = change(list(parquet.rows(path)))
+    path.unlink()
+    writer = parquet.Writer(path)
+    for row in rows:
+        writer.add(row)
+    writer.close()
+    if fixed:
+        fit(archive, manifest.day, path)
+
+
+def manifest_of(day: str, first_at: str = "", seq: int = 1) -> Manifest:
+    """The day of one message, `seq`."""
+    seal = AuditSealed(size=1, root="", heads="", runs=0, previous=0, at="", stream="", key="", signature="")
+    trees = [State(size=seq - 1), State(size=seq)] if seq > 1 else [State(), State(size=1)]
+    return Manifest(
+        day=day, stream="", first_seq=seq, last_seq=seq, events=1, first_at=first_at, last_at="", file="",
+        size_bytes=0, sha256="", root="", before=trees[0], after=trees[1], seals=[], covered_by=seal, consistency=[],
+    )  # fmt: skip

@@ -1,5 +1,6 @@
 """One stream of several days with its archive, for all that only look; and servers of one's own for the rest."""
 
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,6 +16,13 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with stack(tmp_path_factory.mktemp("lived")) as made:
         build(made)
         yield made
+
+
+@pytest.fixture
+def archive(lived: Stack, tmp_path: Path) -> Path:
+    """A copy that may be ruined."""
+    shutil.copytree(lived.folder / "archive", tmp_path / "archive")
+    return tmp_path / "archive"
 
 
 @pytest.fixture

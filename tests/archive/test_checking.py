@@ -18,28 +18,9 @@ from shared.archive import parquet
 from shared.archive.checking import Flaw, Keys, chain_flaws
 from shared.archive.days import Calendar, Manifest, Row
 from shared.archive.store import Archive
-from shared.events import AuditSealed
 from shared.proof.keys import signer
-from shared.proof.sealing import State
-from tests.archive.built import KEY, edit, fit
+from tests.archive.built import KEY, edit, fit, manifest_of, rewrite
 from tests.stack import ROOT, Stack
-
-
-@pytest.fixture
-def archive(lived: Stack, tmp_path: Path) -> Path:
-    """A copy that may be ruined."""
-    shutil.copytree(lived.folder / "archive", tmp_path / "archive")
-    return tmp_path / "archive"
-
-
-def manifest_of(day: str, first_at: str, seq: int) -> Manifest:
-    """The day of one message, `seq`."""
-    seal = AuditSealed(size=1, root="", heads="", runs=0, previous=0, at="", stream="", key="", signature="")
-    trees = [State(size=seq - 1), State(size=seq)] if seq > 1 else [State(), State(size=1)]
-    return Manifest(
-        day=day, stream="", first_seq=seq, last_seq=seq, events=1, first_at=first_at, last_at="", file="",
-        size_bytes=0, sha256="", root="", before=trees[0], after=trees[1], seals=[], covered_by=seal, consistency=[],
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -66,19 +47,6 @@ def seals_around(manifest: Manifest, seq: int) -> tuple[int, int]:
     sizes = [one.size for one in (*manifest.seals, manifest.covered_by)]
     behind = max([manifest.first_seq - 1, *(size for size in sizes if size < seq)])
     return behind, min(size for size in sizes if size >= seq)
-
-
-def rewrite(archive: Path, manifest: Manifest, change: Callable[[list[Row]], list[Row]], *, fixed: bool = True) -> None:
-    """Another day's file in its place; `fixed`: and a manifest that fits it, as a clever hand would have it."""
-    path = archive / Archive.at(str(archive)).manifest(manifest.day).file
-    rows = change(list(parquet.rows(path)))
-    path.unlink()
-    writer = parquet.Writer(path)
-    for row in rows:
-        writer.add(row)
-    writer.close()
-    if fixed:
-        fit(archive, manifest.day, path)
 
 
 def test_an_archive_that_nobody_touched_is_proven(archive: Path, keys: Keys) -> None:

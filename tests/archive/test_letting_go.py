@@ -3,7 +3,6 @@
 import asyncio
 import os
 import random
-import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,9 +17,8 @@ from cli.archiving import LetGo, Mismatch
 from services.executor.service import Executor
 from shared import age_limit
 from shared.age_limit import NOTE, Note
-from shared.archive import parquet
 from shared.archive.checking import Keys
-from shared.archive.days import Manifest, Row
+from shared.archive.days import Manifest
 from shared.archive.store import Archive
 from shared.bus import Bus, connect
 from shared.clock import NS_PER_S, now_ns
@@ -30,7 +28,7 @@ from shared.ledger import Answer
 from shared.proof.keys import signer
 from shared.pull import Gone
 from shared.streams import ensure, first_seq, last_seq
-from tests.archive.built import DAYS, KEY, MARGIN_S, Built, edit, fit, streams
+from tests.archive.built import DAYS, KEY, MARGIN_S, Built, edit, rewrite, streams
 from tests.conftest import until
 from tests.registry.conftest import say_runs
 from tests.stack import ROOT, Stack
@@ -139,24 +137,6 @@ async def test_nothing_goes_that_no_archive_has(own: Built) -> None:
     assert 1 < gone.first_after <= days[-1].last_seq + 1
 
 
-@pytest.fixture
-def archive(lived: Stack, tmp_path: Path) -> Path:
-    """A copy that may be ruined."""
-    shutil.copytree(lived.folder / "archive", tmp_path / "archive")
-    return tmp_path / "archive"
-
-
-def rewritten(archive: Path, manifest: Manifest, change: Callable[[Row], Row]) -> None:
-    """Another file in the day's place, with a manifest that fits it."""
-    path = archive / manifest.file
-    rows = [change(row) for row in parquet.rows(path)]
-    writer = parquet.Writer(path)
-    for row in rows:
-        writer.add(row)
-    writer.close()
-    fit(archive, manifest.day, path)
-
-
 def without_its_manifest(archive: Path, days: list[Manifest]) -> None:
     (archive / "events" / f"{days[1].day}.json").unlink()
 
@@ -174,13 +154,14 @@ def with_a_byte_changed(archive: Path, days: list[Manifest]) -> None:
 
 def with_other_data(archive: Path, days: list[Manifest]) -> None:
     seq = days[0].first_seq + 3
-    rewritten(archive, days[0], lambda row: (*row[:3], b"{}" if row[1] == seq else row[3], row[4]))
+    rewrite(archive, days[0], lambda rows: [(*row[:3], b"{}" if row[1] == seq else row[3], row[4]) for row in rows])
 
 
 def with_other_headers(archive: Path, days: list[Manifest]) -> None:
     """No seal covers them: only the comparison with the stream knows."""
     seq = days[0].first_seq + 3
-    rewritten(archive, days[0], lambda row: (*row[:4], b"NATS/1.0\r\nA: b\r\n\r\n" if row[1] == seq else row[4]))
+    block = b"NATS/1.0\r\nA: b\r\n\r\n"
+    rewrite(archive, days[0], lambda rows: [(*row[:4], block if row[1] == seq else row[4]) for row in rows])
 
 
 def under_a_false_day(archive: Path, days: list[Manifest]) -> None:

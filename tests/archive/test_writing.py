@@ -16,17 +16,17 @@ from msgspec.structs import replace
 from cli.archiving import Mismatch
 from cli.reading import read_range
 from shared.archive import parquet
-from shared.archive.days import Calendar, Manifest, Row, day_behind
+from shared.archive.days import Calendar, Row, day_behind
 from shared.archive.store import Archive
 from shared.bus import connect
 from shared.clock import rfc3339
 from shared.errors import RemitError
-from shared.events import AuditSealed, encode
+from shared.events import encode
 from shared.proof.keys import signer
-from shared.proof.sealing import Sealing, State, signed_bytes
+from shared.proof.sealing import Sealing, signed_bytes
 from shared.streams import last_seq, standing
 from shared.subjects import audit_sealed
-from tests.archive.built import DAYS, KEY, Built, streams
+from tests.archive.built import DAYS, KEY, Built, manifest_of, streams
 from tests.conftest import until
 from tests.registry.conftest import say_runs
 from tests.stack import ROOT, Stack
@@ -187,14 +187,6 @@ def test_a_clock_that_is_set_back_opens_no_archived_day_again() -> None:
     assert day_behind(calendar, newest, noon_ns) == 20_001
     assert day_behind(calendar, newest, noon_ns + 5 * 86_400 * 10**9) == 20_005
     assert calendar.number(calendar.name(20_000)) == 20_000
-
-
-def manifest_of(day: str) -> Manifest:
-    seal = AuditSealed(size=1, root="", heads="", runs=0, previous=0, at="", stream="", key="", signature="")
-    return Manifest(
-        day=day, stream="", first_seq=1, last_seq=1, events=1, first_at="", last_at="", file="", size_bytes=0,
-        sha256="", root="", before=State(), after=State(), seals=[], covered_by=seal, consistency=[],
-    )  # fmt: skip
 
 
 # -- as people run it ----------------------------------------------------------------------------------------

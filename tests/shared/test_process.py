@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from shared.errors import Unavailable
-from shared.process import CAUSES_MAX, started, trace
+from shared.process import CAUSES_MAX, trace, until
 from tests.canary import Flock
 from tests.stack import ROOT
 
@@ -100,9 +100,9 @@ async def test_what_takes_long_to_start_is_cut_off_when_it_is_asked_to_end() -> 
     async def fail() -> None:
         raise Unavailable("nobody answers")
 
-    assert await started(stop, start(0)) is True
+    assert await until(stop, start(0)) is True
     with pytest.raises(Unavailable, match="nobody answers"):
-        await started(stop, fail())
+        await until(stop, fail())
     asyncio.get_running_loop().call_later(0.05, stop.set)
-    assert await asyncio.wait_for(started(stop, start(3600)), 5) is False
+    assert await asyncio.wait_for(until(stop, start(3600)), 5) is False
     assert ends == ["ended", "ended"]

@@ -69,8 +69,7 @@ class Counting:
             tally.exception = exception_class(exception)
         tally.count += 1
         tally.by_severity[state] = tally.by_severity.get(state, 0) + 1
-        text = event.text if event.head is None and len(event.text) <= SAMPLE_CHARS_SHORT else event.sample()
-        self._keep(tally, text, event)
+        self._keep(tally, event)
         at_s = self._seconds(event)
         if at_s is not None:
             self._time(tally, at_s)
@@ -147,8 +146,9 @@ class Counting:
         self._second = (key, at_s)
         return at_s
 
-    def _keep(self, tally: Tally, text: str, event: Event) -> None:
+    def _keep(self, tally: Tally, event: Event) -> None:
         """Keeps the first events of a template, and its latest, as samples."""
+        text = event.sample()
         if len(text) > SAMPLE_CHARS_SHORT and self._sample_chars > SAMPLES_CHARS_MAX:
             text = sample(text, SAMPLE_CHARS_SHORT)
         self._sample_chars += len(text)

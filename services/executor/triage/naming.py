@@ -57,7 +57,7 @@ class Name(NamedTuple):
 
     message: str
     severity: str | None
-    exception: str = ""
+    exception: str
 
 
 def named(event: Event) -> Name:

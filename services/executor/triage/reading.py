@@ -47,10 +47,11 @@ def read_as(text: str) -> tuple[Reading, Places | None]:
     stamp, kind, level, component, at = parse_header(text)
     message = text[at:] if at else text
     if not level and "=" in message:
-        told = told and not structured.may_be_logfmt(message)
-        fields = None if told else structured.parse_logfmt(message)
-        if fields is not None:
-            return _structured(fields, stamp, kind, component), None
+        if structured.may_be_logfmt(message):
+            told = False
+            fields = structured.parse_logfmt(message)
+            if fields is not None:
+                return _structured(fields, stamp, kind, component), None
     elif message[:2] == '{"' and not level:
         told = False
         fields = structured.parse_json(message)

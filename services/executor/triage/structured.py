@@ -63,9 +63,7 @@ def may_be_logfmt(text: str) -> bool:
 
 
 def parse_logfmt(text: str) -> Fields | None:
-    """The fields of a logfmt line (`level=… msg="…"`); None when it is none."""
-    if not may_be_logfmt(text):
-        return None
+    """The fields of what `may_be_logfmt`; None when it is none."""
     pairs: dict[str, str] = {}
     for match in _LOGFMT.finditer(text, 0, JSON_CHARS_MAX):
         value = match[2]
