@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from shared.client import CREATE_ONLY as CREATE_ONLY
-from shared.client import Client, Handler, nats
+from shared.client import Client, Handler, Take, nats, one_by_one
 from shared.clock import parse_ns
 from shared.errors import AlreadySaid, Malformed, NotFound, RemitError, Unavailable
 
@@ -92,7 +92,11 @@ class Bus:
 
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Callable[[], Awaitable[None]]:
         """Call `handler` for each message, one at a time; the result ends the subscription."""
-        return await self._client.listen(subject, queue, handler)
+        return await self._client.listen(subject, queue, one_by_one(handler))
+
+    async def subscribe_all(self, subject: str, take: Take) -> Callable[[], Awaitable[None]]:
+        """Call `take` with the messages that wait: it takes them from the left, up to one that it has to wait for."""
+        return await self._client.listen(subject, "", take)
 
     async def request(
         self,

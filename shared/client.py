@@ -3,9 +3,10 @@
 Theory of operation. Whoever follows a stream spends more on a message's way through the client (two regular
 expressions, an object, a queue, a task) than on what it says. So two things are done here instead of there. The parser
 finds a message's line with one search and one split; every line that is no message goes to the client's own parser.
-And a subscription's handler is called where its message is parsed. A handler that has something to wait for returns it:
-that is awaited in a task, and what comes for this subscription meanwhile waits behind it, so that one message is
-handled at a time, in order. Requests, buckets, objects and micro services take the client's own way.
+And what was read for one subscription waits in its listener's queue until what comes next is somebody else's, or
+nothing: then the listener's handler takes it from there, all in one call. A handler that has something to wait for
+returns it: that is awaited in a task, and what comes meanwhile waits behind it, so that one message is handled at a
+time, in order. Requests, buckets, objects and micro services take the client's own way.
 """
 
 import asyncio
@@ -42,10 +43,16 @@ with _left_out(*WEBSOCKETS):
     import nats.js.errors
     import nats.protocol.parser
 
-__all__ = ["CREATE_ONLY", "Client", "Handler", "Listener", "nats"]
+__all__ = ["CREATE_ONLY", "Client", "Handler", "Listener", "Message", "Take", "Waiting", "nats", "one_by_one"]
 
-# What a subscription's handler gets: subject, data, reply subject, headers (None when there are none).
+# Subject, data, reply subject, headers (None when there are none).
+Message = tuple[str, bytes, str, Mapping[str, str] | None]
+# What a subscription's handler gets of a message.
 Handler = Callable[[str, bytes, str, Mapping[str, str] | None], Awaitable[object] | None]
+# What a listener has not handled yet, and a handler that takes from its left: as many as it can, up to one that has
+# something to wait for.
+Waiting = deque[Message]
+Take = Callable[[Waiting], Awaitable[object] | None]
 
 # Every append of a fact carries this one header: the subject must be free (docs/theory.md).
 CREATE_ONLY = {"Nats-Expected-Last-Subject-Sequence": "0"}
@@ -71,55 +78,67 @@ def _block_size(headers: Mapping[str, str]) -> int:
     return len(b"NATS/1.0\r\n") + lines + len(_CRLF)
 
 
+def one_by_one(handler: Handler) -> Take:
+    """A handler of messages as one of all that waits."""
+
+    def take(waiting: Waiting) -> Awaitable[object] | None:
+        done: Awaitable[object] | None = None
+        while waiting and done is None:
+            done = handler(*waiting.popleft())
+        return done
+
+    return take
+
+
 class Listener:
     """One subscription's handler, and what waits for it."""
 
-    def __init__(self, client: "Client", handler: Handler) -> None:
+    def __init__(self, client: "Client", take: Take) -> None:
         self._client = client
-        self._handler = handler
-        self._waiting: deque[tuple[str, bytes, str, Mapping[str, str] | None]] = deque()
+        self._take = take
+        self.waiting: Waiting = deque()
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
 
-    def take(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
-        if self._task is not None:
-            self._waiting.append((subject, data, reply, headers))
-            return
-        try:
-            done = self._handler(subject, data, reply, headers)
-        except Exception as error:
-            done = self._client.tell(error)
-        if done is not None:
-            self._task = asyncio.ensure_future(self._finish(done))
+    def hear(self) -> None:
+        """Have what waits handled, unless a message is in hand: then that is done behind it."""
+        if self._task is None:
+            done = self._next()
+            if done is not None:
+                self._task = asyncio.ensure_future(self._finish(done))
+
+    def _next(self) -> Awaitable[object] | None:
+        """Handle what waits up to the first message that there is something to wait for."""
+        done: Awaitable[object] | None = None
+        while self.waiting and done is None:
+            try:
+                done = self._take(self.waiting)
+            except Exception as error:
+                done = self._client.tell(error)
+        return done
 
     async def _finish(self, done: Awaitable[object] | None) -> None:
         """Wait for what a handler began, then for all that has come meanwhile."""
         try:
-            while True:
-                if done is not None:
-                    try:
-                        await done
-                    except asyncio.CancelledError:
-                        task = asyncio.current_task()
-                        if self._stopped or (task is not None and task.cancelling()):
-                            raise
-                        # What the handler waited for was cancelled, and not this: what waits behind it still comes.
-                        await self._client.tell(RuntimeError("a handler ended as what it waited for was cancelled"))
-                    except Exception as error:
-                        await self._client.tell(error)
-                if self._stopped or not self._waiting:
-                    return
+            while done is not None:
                 try:
-                    done = self._handler(*self._waiting.popleft())
+                    await done
+                except asyncio.CancelledError:
+                    task = asyncio.current_task()
+                    if self._stopped or (task is not None and task.cancelling()):
+                        raise
+                    # What the handler waited for was cancelled, and not this: what waits behind it still comes.
+                    await self._client.tell(RuntimeError("a handler ended as what it waited for was cancelled"))
                 except Exception as error:
-                    done = self._client.tell(error)
+                    await self._client.tell(error)
+                done = None if self._stopped else self._next()
         finally:
             self._task = None
 
     def stop(self) -> None:
         """Handle no more; a handler that is under way is cut off."""
         self._stopped = True
-        self._waiting.clear()
+        self.waiting.clear()
         if self._task is not None:
             self._task.cancel()
 
@@ -151,52 +170,66 @@ class _Parser(nats.protocol.parser.Parser):  # type: ignore[misc]
             self._parts = []
         client, resets = self._client, self._resets
         listeners = client.listeners
+        heard: Listener | None = None  # whose the last message was: it has not been handled yet
         at, end, needed = 0, len(data), 0
-        while at < end:
-            line_end = data.find(_CRLF, at)
-            if line_end < 0:
-                needed = end - at + 1
-                break
-            # By the space alone: a subject may hold any other white space, and the client's own pattern ends at it.
-            words = data[at:line_end].split(b" ")
-            op = words[0]
-            if op != b"HMSG" and op != b"MSG":
-                await super().parse(data[at : line_end + 2])
-                if self._resets != resets:
-                    return  # the connection is over, and with it what came over it
-                if self.buf:
-                    raise nats.errors.ProtocolError("nats: unknown protocol")
-                at = line_end + 2
-                continue
-            head = line_end + 2
-            try:
-                sid, size, header_size = int(words[2]), int(words[-1]), 0
-                if op == b"HMSG":
-                    header_size = int(words.pop(-2))
-                if not (4 <= len(words) <= 5 and 0 <= header_size <= size):
-                    raise ValueError
-            except (ValueError, IndexError):
-                raise nats.errors.ProtocolError("nats: malformed message line") from None
-            reply = words[3] if len(words) == 5 else b""
-            tail = head + size
-            if tail + 2 > end:
-                needed = tail + 2 - at
-                break
-            at = tail + 2
-            listener = listeners.get(sid)
-            if listener is None:
-                header = data[head : head + header_size]
-                await client._process_msg(sid, words[1], reply, data[head + header_size : tail], header)
-            else:
-                headers = None
-                if header_size:
-                    header = data[head : head + header_size]
-                    headers = _EXPECTED if header == _EXPECTED_HEADER else await client._process_headers(header)
-                    head += header_size
-                subject = words[1].decode(errors="replace")
-                listener.take(subject, data[head:tail], reply.decode(errors="replace"), headers)
-            if self._resets != resets:
-                return
+        try:
+            while at < end:
+                line_end = data.find(_CRLF, at)
+                if line_end < 0:
+                    needed = end - at + 1
+                    break
+                # By the space alone: a subject may hold any other white space, and the client's own pattern ends at it.
+                words = str(data[at:line_end], "utf-8", "replace").split(" ")
+                op = words[0]
+                if op != "HMSG" and op != "MSG":
+                    if heard is not None:
+                        heard.hear()
+                        heard = None
+                    await super().parse(data[at : line_end + 2])
+                    if self._resets != resets:
+                        return  # the connection is over, and with it what came over it
+                    if self.buf:
+                        raise nats.errors.ProtocolError("nats: unknown protocol")
+                    at = line_end + 2
+                    continue
+                head = line_end + 2
+                try:
+                    reply, size, header_size, of_header = words[3], int(words[-1]), 0, 0
+                    if op == "HMSG":
+                        header_size, of_header = int(words[-2]), 1
+                    if len(words) == 4 + of_header:
+                        reply = ""
+                    if not (4 <= len(words) - of_header <= 5 and 0 <= header_size <= size):
+                        raise ValueError
+                    listener = listeners.get(words[2])
+                    sid = int(words[2]) if listener is None else 0
+                except (ValueError, IndexError):
+                    raise nats.errors.ProtocolError("nats: malformed message line") from None
+                tail = head + size
+                if tail + 2 > end:
+                    needed = tail + 2 - at
+                    break
+                if listener is not heard:
+                    if heard is not None:
+                        heard.hear()
+                    heard = listener
+                begin = head + header_size
+                if listener is not None:
+                    headers = None
+                    if header_size:
+                        header = data[head:begin]
+                        headers = _EXPECTED if header == _EXPECTED_HEADER else await client._process_headers(header)
+                    listener.waiting.append((words[1], data[begin:tail], reply, headers))
+                else:
+                    raw = data[at:line_end].split(b" ")
+                    to = raw[3] if reply else b""
+                    await client._process_msg(sid, raw[1], to, data[begin:tail], data[head:begin])
+                    if self._resets != resets:
+                        return
+                at = tail + 2
+        finally:
+            if heard is not None:
+                heard.hear()
         if at < end:
             self._parts = [data[at:]]
             self._came = end - at
@@ -210,7 +243,7 @@ class Client(nats.aio.client.Client):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self.listeners: dict[int, Listener] = {}
+        self.listeners: dict[str, Listener] = {}  # by the id of its subscription, as the server says it
         self._ps = _Parser(self)
 
     @staticmethod
@@ -223,20 +256,20 @@ class Client(nats.aio.client.Client):  # type: ignore[misc]
         for name in WEBSOCKETS:
             setattr(nats.aio.transport, name, importlib.import_module(name))
 
-    async def listen(self, subject: str, queue: str, handler: Handler) -> Callable[[], Awaitable[None]]:
+    async def listen(self, subject: str, queue: str, take: Take) -> Callable[[], Awaitable[None]]:
         """Subscribe, also over reconnections; the result ends it."""
         if self.is_closed:
             raise nats.errors.ConnectionClosedError
         self._sid += 1
         sid = self._sid
         subscription = nats.aio.subscription.Subscription(self, sid, subject, queue=queue)
-        listener = Listener(self, handler)
+        listener = Listener(self, take)
         self._subs[sid] = subscription  # by it the client subscribes again after a reconnection
-        self.listeners[sid] = listener
+        self.listeners[str(sid)] = listener
         await self._send_subscribe(subscription)
 
         async def stop() -> None:
-            self.listeners.pop(sid, None)
+            self.listeners.pop(str(sid), None)
             try:
                 with contextlib.suppress(nats.errors.Error):
                     await subscription.unsubscribe()

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from shared.bus import REQUEST_TIMEOUT_S, ApiError, Bus, StreamMissing
+from shared.client import Message, Take, Waiting
 from shared.errors import RemitError, Unavailable
 from shared.streams import standing
 
@@ -60,18 +61,20 @@ def stamps(reply: str) -> list[str]:
     return parts if len(parts) == 9 else parts[:11]
 
 
-# Subject, data, reply subject, headers (None when there are none).
-_Deliver = Callable[[str, bytes, str, Mapping[str, str] | None], Any]
+def _is_word(message: Message) -> bool:
+    """Whether this is the server's word on a request, and no message of the stream."""
+    _, _, reply, headers = message
+    return headers is not None and "Status" in headers and not reply.startswith("$JS.ACK")
 
 
 class _Pulls:
-    """The outstanding pull requests of one consumer."""
+    """The outstanding pull requests of one consumer. `take` leaves the server's words to it."""
 
-    def __init__(self, bus: Bus, stream: str, consumer: str, batch: int, deliver: _Deliver):
+    def __init__(self, bus: Bus, stream: str, consumer: str, batch: int, take: Take):
         self._bus = bus
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._batch = batch
-        self._deliver = deliver
+        self._take = take
         self._enough = batch // 2  # with fewer still to come, more are asked for
         self._open: dict[str, int] = {}  # reply subject -> messages still to come, oldest first
         self._came_since = 0  # what came and is not yet counted in `_open`: that is done when `_next_look` have come
@@ -88,7 +91,7 @@ class _Pulls:
         self.paused = False
 
     async def start(self) -> None:
-        self._stop = await self._bus.subscribe(f"{self._prefix}.*", self._came)
+        self._stop = await self._bus.subscribe_all(f"{self._prefix}.*", self._came)
         self._forget = self._bus.on_reconnected(self.restart)
         self._watch = asyncio.create_task(self._listen())
         await self._ask()
@@ -131,13 +134,18 @@ class _Pulls:
         except Unavailable:
             self._again = True  # `_listen` asks when there is a connection
 
-    def _came(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> Awaitable[None] | None:
+    def _came(self, waiting: Waiting) -> Awaitable[object] | None:
         # Not a coroutine: it runs for every message, and only some have something to wait for.
         self._quiet = 0
-        if headers and "Status" in headers and not reply.startswith("$JS.ACK"):
+        before = len(waiting)
+        try:
+            done = self._take(waiting)
+        finally:
+            self._came_since += before - len(waiting)
+        if done is None and waiting:
+            subject, _, _, headers = waiting.popleft()
+            assert headers is not None
             return self._told(subject, headers["Status"], headers.get("Description", ""))
-        self._came_since += 1
-        done: Awaitable[None] | None = self._deliver(subject, data, reply, headers)
         if self._came_since >= self._next_look:
             self._count()
             if len(self._open) < 2 and sum(self._open.values()) <= self._enough:
@@ -157,7 +165,7 @@ class _Pulls:
         oldest = next(iter(self._open.values()), 0)
         self._next_look = oldest if len(self._open) > 1 else oldest - self._enough
 
-    async def _in_hand(self, done: Awaitable[None] | None, *, ask: bool = False) -> None:
+    async def _in_hand(self, done: Awaitable[object] | None, *, ask: bool = False) -> None:
         self._busy = True
         try:
             if ask:
@@ -206,7 +214,7 @@ class Puller:
     ) -> None:
         self._bus = bus
         self._handler = handler
-        self._pulls = _Pulls(bus, stream, durable, batch, self._deliver)
+        self._pulls = _Pulls(bus, stream, durable, batch, self._take)
 
     async def start(self) -> "Puller":
         await self._pulls.start()
@@ -232,9 +240,13 @@ class Puller:
         body = b"-NAK " + msgspec.json.encode({"delay": int(delay_s * NS)}) if delay_s else b"-NAK"
         await self._bus.publish(delivery.reply, body)
 
-    def _deliver(self, subject: str, data: bytes, reply: str, _headers: Mapping[str, str] | None) -> Any:
-        said = stamps(reply)
-        return self._handler(Delivery(subject, data, reply, int(said[-4]), int(said[-2]), int(said[-5])))
+    def _take(self, waiting: Waiting) -> Awaitable[None] | None:
+        done: Awaitable[None] | None = None
+        while waiting and done is None and not _is_word(waiting[0]):
+            subject, data, reply, _ = waiting.popleft()
+            said = stamps(reply)
+            done = self._handler(Delivery(subject, data, reply, int(said[-4]), int(said[-2]), int(said[-5])))
+        return done
 
 
 # What a fold's reader hands over: subject, sequence, stamp in nanoseconds, data.
@@ -325,7 +337,7 @@ class Reader:
         await self._bus.api(f"CONSUMER.CREATE.{self._stream}.{config['name']}", body, timeout_s=self._patience_s)
         self._consumer = config["name"]
         self._consumer_seq = 0
-        self._pulls = _Pulls(self._bus, self._stream, self._consumer, self._batch, self._deliver)
+        self._pulls = _Pulls(self._bus, self._stream, self._consumer, self._batch, self._take)
         await self._pulls.start()
 
     async def _check_stream(self) -> None:
@@ -357,31 +369,39 @@ class Reader:
             config["filter_subjects"] = self._subjects
         return config
 
-    def _deliver(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> Any:
-        said = stamps(reply)
-        if said[-6] != self._consumer or self._failure.done():
-            return None  # a late message of the consumer before; or one that must not be folded over a hole
-        # The consumer numbers what it delivers without gaps, whatever its filter: a gap is a lost message.
-        number = int(said[-3])
-        if number != self._consumer_seq + 1:
-            if self._pulls:
-                self._pulls.gone.set()
-            return None
-        self._consumer_seq = number
-        seq = int(said[-4])
-        if self._whole and seq != self.position + 1:
-            self._fail(Gone(self._stream, self.position + 1, seq - 1))
-            return None
-        self.position, self.headers = seq, headers
-        try:
-            done = self._handler(subject, seq, int(said[-2]), data)
-        except Exception as error:
-            self._fail(error)
-            raise
-        if done is None:
-            return None
-        self._at_rest.clear()
-        return self._watched(done)
+    def _take(self, waiting: Waiting) -> Awaitable[None] | None:
+        while waiting:
+            subject, data, reply, headers = message = waiting.popleft()
+            said = reply.split(".")
+            if len(said) != 9:
+                if _is_word(message):
+                    waiting.appendleft(message)
+                    return None
+                said = stamps(reply)
+            if said[-6] != self._consumer:
+                continue  # a late message of the consumer before
+            # The consumer numbers what it delivers without gaps, whatever its filter: a gap is a lost message.
+            number = int(said[-3])
+            if number != self._consumer_seq + 1:
+                if self._pulls:
+                    self._pulls.gone.set()
+                continue
+            self._consumer_seq = number
+            seq = int(said[-4])
+            if self._whole and seq != self.position + 1:
+                self._fail(Gone(self._stream, self.position + 1, seq - 1))
+            if self._failure.done():
+                continue  # nothing is folded over a hole, or behind what could not be folded
+            self.position, self.headers = seq, headers
+            try:
+                done = self._handler(subject, seq, int(said[-2]), data)
+            except Exception as error:
+                self._fail(error)
+                raise
+            if done is not None:
+                self._at_rest.clear()
+                return self._watched(done)
+        return None
 
     async def _watched(self, done: Awaitable[None]) -> None:
         try:

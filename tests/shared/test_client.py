@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.bus import CREATE_ONLY, Bus
-from shared.client import Client, Listener
+from shared.client import Client, Listener, one_by_one
 from shared.errors import Malformed, RemitError
 from tests.conftest import until
 from tests.stack import Stack
@@ -60,7 +60,7 @@ class Ours(Client):
         super().__init__()
         self.heard: list[Heard] = []
         self.pongs = 0
-        self.listeners[1] = Listener(self, lambda *heard: self.heard.append(heard))
+        self.listeners["1"] = Listener(self, one_by_one(lambda *heard: self.heard.append(heard)))
 
     async def _process_pong(self) -> None:
         self.pongs += 1
@@ -137,7 +137,7 @@ async def test_a_handler_that_waits_has_what_comes_meanwhile_wait_behind_it() ->
         told.append(str(error))
 
     client._error_cb = tell
-    client.listeners[1] = Listener(client, handle)
+    client.listeners["1"] = Listener(client, one_by_one(handle))
     for name in ("short", "a", "late", "short", "sudden", "b"):
         await client._ps.parse(message("a", "", b"", name.encode()))
     assert order == ["begin short", "begin a"]
