@@ -363,7 +363,6 @@ _ATTEMPT_KINDS = frozenset(
 _STEP_KINDS = frozenset(
     ("step.skipped", "llm.called", "approval.requested", "approval.granted", "approval.rejected", "approval.expired")
 )
-_is_step_id = lru_cache(maxsize=4096)(is_step_id)  # few names, said again and again
 _WITH_STEP = _ATTEMPT_KINDS | _STEP_KINDS
 _BY_PRINCIPAL = frozenset(("run.cancel_requested", "approval.granted", "approval.rejected"))
 
@@ -388,49 +387,87 @@ class Event(msgspec.Struct, gc=False):
 encode = msgspec.json.Encoder().encode
 
 
+class _Meant(msgspec.Struct, frozen=True, gc=False):
+    """What a subject says of its event, whatever its run: how its data is read, or why it is none."""
+
+    kind: str
+    decode: Callable[[bytes], Any] | None = None
+    step: str = ""
+    attempt: int = 0
+    tail: str = ""
+    problem: str = ""
+
+
 def read(subject: str, seq: int, at_ns: int, data: bytes) -> Event:
     """The event in a stored message. Never raises: what cannot be read comes back with an `Unreadable` body."""
-    parts = subject.split(".")
-    kind = f"{parts[0]}.{parts[1]}" if len(parts) > 1 else subject
-    if kind == "goal.submitted":
-        # The goal is read by `read_goal` where it matters; a fold needs only to know that there is one.
-        principal = parts[2] if len(parts) == 3 else ""
-        if len(parts) > 3 or (principal and not is_principal(principal)):
-            # A run all the same: the planner rejects it, so that whoever asked is told.
-            return Event(seq, at_ns, kind, seq, Unreadable("no principal can be read from the subject"))
-        return Event(seq, at_ns, kind, seq, None, tail=principal)
-    run = _number(parts[2], RUN_DIGITS_MAX) if len(parts) > 2 else 0
+    parts = subject.split(".", 3)
+    if len(parts) < 3 or (parts[0] == "goal" and parts[1] == "submitted"):
+        return _without_run(subject, seq, at_ns, data)
+    run = _number(parts[2], RUN_DIGITS_MAX)
+    read_subject = _meant if len(subject) <= SUBJECT_CACHED_CHARS_MAX else _newly_meant
+    meant = read_subject(parts[0], parts[1], parts[3] if len(parts) == 4 else None)
+    if run == 0 or meant is None:
+        return _of_no_run(subject.split("."), Event(seq, at_ns, f"{parts[0]}.{parts[1]}", run, None), data)
+    if run >= seq:
+        return Event(seq, at_ns, meant.kind, run, Unreadable(_WRONG_TOKENS))
+    event = Event(seq, at_ns, meant.kind, run, None, meant.step, meant.attempt, meant.tail)
+    if meant.decode is None:
+        event.body = Unreadable(meant.problem)
+    else:
+        try:
+            if not data.isascii():
+                data.decode()  # msgspec passes over broken text in fields that it skips, and not every store would
+            event.body = meant.decode(data)
+        except (msgspec.DecodeError, RecursionError, ValueError) as error:
+            event.body = Unreadable(str(error)[:300])
+    return event
+
+
+_WRONG_TOKENS = "the subject has the wrong tokens for its kind"
+SUBJECT_CACHED_CHARS_MAX = 200
+
+
+def _newly_meant(noun: str, verb: str, rest: str | None) -> _Meant | None:
+    """What `<noun>.<verb>.<run>.<rest>` says; None where no event of a run has such a subject."""
+    kind = f"{noun}.{verb}"
     known = _DECODERS.get(kind)
-    if known is None or run == 0:
-        return _of_no_run(parts, Event(seq, at_ns, kind, run, None), data)
+    if known is None:
+        return None
     decode, least, most = known
-    rest = len(parts) - 3
-    event = Event(seq, at_ns, kind, run, None)
-    if not least <= rest <= most or run >= seq:
-        event.body = Unreadable("the subject has the wrong tokens for its kind")
-        return event
+    tokens = rest.split(".") if rest is not None else []
+    step, attempt, tail = "", 0, ""
+    if not least <= len(tokens) <= most:
+        return _Meant(kind, problem=_WRONG_TOKENS)
     if kind in _WITH_STEP:
-        event.step = parts[3]
-        if not _is_step_id(parts[3]):
-            event.body = Unreadable("the subject's step is none")
-            return event
+        step, *behind = tokens
+        if not is_step_id(step):
+            return _Meant(kind, step=step, problem="the subject's step is none")
         if kind in _ATTEMPT_KINDS:
-            event.attempt = _number(parts[4], 4)
-            if rest > 2:
-                event.tail = parts[5] if rest == 3 else ".".join(parts[5:])
-        elif rest > 1:
-            event.tail = parts[4]
-    elif rest:
-        event.tail = ".".join(parts[3:])
-    if event.tail and kind in _BY_PRINCIPAL and not is_principal(event.tail):
+            attempt = _number(behind.pop(0), 4)
+        tail = ".".join(behind)
+    else:
+        tail = ".".join(tokens)
+    if tail and kind in _BY_PRINCIPAL and not is_principal(tail):
+        return _Meant(kind, step=step, attempt=attempt, tail=tail, problem="no principal can be read from the subject")
+    return _Meant(kind, decode, step, attempt, tail)
+
+
+_meant = lru_cache(maxsize=4096)(_newly_meant)  # steps, attempts and tasks have few names, said again and again
+
+
+def _without_run(subject: str, seq: int, at_ns: int, data: bytes) -> Event:
+    """A goal, whose run is named by its sequence; or a subject that is too short for any other event."""
+    parts = subject.split(".")
+    event = Event(seq, at_ns, ".".join(parts[:2]), 0, None)
+    if event.kind != "goal.submitted":
+        return _of_no_run(parts, event, data)
+    # The goal itself is read by `read_goal` where it matters; a fold needs only to know that there is one.
+    event.run, principal = seq, ".".join(parts[2:])
+    if principal and not is_principal(principal):
+        # A run all the same: the planner rejects it, so that whoever asked is told.
         event.body = Unreadable("no principal can be read from the subject")
-        return event
-    try:
-        if not data.isascii():
-            data.decode()  # msgspec passes over broken text in fields that it skips, and not every store would
-        event.body = decode(data)
-    except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        event.body = Unreadable(str(error)[:300])
+    else:
+        event.tail = principal
     return event
 
 
