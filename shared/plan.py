@@ -255,6 +255,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return [self._set(step.needs) for step in self.steps]
 
     @cached_property
+    def without_needs(self) -> int:
+        """The steps that wait for no other."""
+        return sum(1 << place for place, needs in enumerate(self.needs_of) if not needs)
+
+    @cached_property
     def needed_by(self) -> list[list[int]]:
         """By place: the places of those that need the one there."""
         found: list[list[int]] = [[] for _ in self.steps]

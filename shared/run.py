@@ -20,7 +20,7 @@ from shared.run_state import Approval as Approval
 from shared.run_state import Run as Run
 from shared.run_state import StepState as StepState
 from shared.run_state import Stop as Stop
-from shared.run_tally import counted
+from shared.run_tally import counted, opening
 from shared.status import RUN_ENDS, STEP_ENDS
 
 EARLY_MAX = 10_000
@@ -151,7 +151,7 @@ def _planned(run: Run, event: Event) -> Run:
         # The planner can never say its plan here: the run has to end, and `decide` ends it.
         return replace(run, broken="plan.created holds another message", at_ns=event.at_ns)
     plan: PlanCreated = event.body
-    steps = {step.id: _NEW_STEP for step in plan.steps}
+    steps = dict.fromkeys(plan.by_id, _NEW_STEP)
     for name, left in plan.reused.items():
         steps[name] = StepState(
             status="succeeded",
@@ -161,7 +161,7 @@ def _planned(run: Run, event: Event) -> Run:
             artifacts=left.artifacts,
             reused_from=plan.retry_of or 0,
         )
-    tally = counted(plan, steps)
+    tally = counted(plan, steps) if plan.reused else opening(plan)
     return replace(run, plan=plan, steps=steps, tally=tally, planned_ns=event.at_ns, at_ns=event.at_ns)
 
 

@@ -51,6 +51,11 @@ class Tally(msgspec.Struct, frozen=True, gc=False):
     reserved: int = 0
 
 
+def opening(plan: Plan) -> Tally:
+    """As `counted`, when nothing has happened to any step."""
+    return Tally(open=(1 << len(plan.steps)) - 1, due=plan.without_needs)
+
+
 def counted(plan: Plan, steps: Mapping[str, StepState]) -> Tally:
     """The tally of steps in these states."""
     opened = running = tried = due = ending = reserved = skipped = 0
@@ -89,7 +94,10 @@ def moved(tally: Tally, plan: Plan, name: str, before: StepState, after: StepSta
         running &= ~bit  # it is tried again
         due |= bit
     tried = tally.tried | bit if after.attempt else tally.tried
-    return Tally(opened, running, tried, due, ending, tally.reserved + _reserved(after) - _reserved(before))
+    reserved = tally.reserved
+    if after.grant or before.grant:
+        reserved += _reserved(after) - _reserved(before)
+    return Tally(opened, running, tried, due, ending, reserved)
 
 
 def places(steps: int) -> Iterator[int]:

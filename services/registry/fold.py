@@ -92,8 +92,8 @@ class Fold:
         self._begin_batch()
 
     def _begin_batch(self) -> None:
-        self._events: dict[str, list[Any]] = {name: [] for name in EVENTS}
-        self._add_event = tuple(column.append for column in self._events.values())
+        # Row behind row in one list, value by value: no row is an object that has to be made and looked at by itself.
+        self._events: list[Any] = []
         # What not every event leaves is kept as rows, and turned into columns when the batch is taken.
         self._plans: list[Row] = []
         self._ended_attempts: list[Row] = []
@@ -103,7 +103,7 @@ class Fold:
 
     def __len__(self) -> int:
         """Events in the batch so far."""
-        return len(self._events["seq"])
+        return len(self._events) // len(EVENTS)
 
     @property
     def active(self) -> int:
@@ -138,23 +138,14 @@ class Fold:
                 self._end_attempts(before, after, event)
             if not is_unreadable:
                 self._once(event, after, at_us)
-        seqs, ats, subjects, kinds, runs, steps, attempts, sizes, applied, notes, unreadable, bodies = self._add_event
-        seqs(seq)
-        ats(at_us)
-        subjects(subject)
-        kinds(kind)
-        runs(event.run or None)
-        steps(event.step or None)
-        attempts(event.attempt or None)
-        sizes(len(data))
-        applied(not note)
-        notes(note or None)
         if is_unreadable:
-            unreadable(body.reason)
-            bodies(_cut_text(data))
+            unreadable, kept = body.reason, _cut_text(data)
         else:
-            unreadable(None)
-            bodies(data if kind != "goal.submitted" else _text(data))
+            unreadable, kept = None, data if kind != "goal.submitted" else _text(data)
+        self._events += (
+            seq, at_us, subject, kind, event.run or None, event.step or None, event.attempt or None, len(data),
+            not note, note or None, unreadable, kept,
+        )  # fmt: skip
 
     def take(self) -> Batch:
         """The batch so far; a new one begins."""
@@ -178,7 +169,7 @@ class Fold:
                 self._stored.add(run.id)
         batch = Batch(
             position=self.position,
-            events=dict(self._events),
+            events={name: self._events[at :: len(EVENTS)] for at, name in enumerate(EVENTS)},
             runs=_columns(RUNS, runs),
             plans=_columns(PLANS, self._plans),
             steps=_columns(STEPS, steps),

@@ -61,14 +61,18 @@ async def rebuild(bus: Bus, store: Store, fold: Fold, until: int, tell: Tell, ar
     if fold.position >= until:
         return fold.position
 
+    full = fold.position + BATCH_EVENTS  # the event with which the batch is written
+
     def on_event(subject: str, seq: int, at_ns: int, data: bytes) -> Awaitable[None] | None:
-        if seq > until:
+        nonlocal full
+        if seq <= until:
+            fold.add(subject, seq, at_ns, data)
+        if seq < full and seq < until:
             return None
-        fold.add(subject, seq, at_ns, data)
-        if seq == until:
-            done.set()
-        elif len(fold) >= BATCH_EVENTS:
+        full = seq + BATCH_EVENTS
+        if seq < until:
             return write()
+        done.set()
         return None
 
     reader = await Reader(bus, EVENTS, on_event, start_seq=fold.position + 1, batch=8192, whole=True).start()
