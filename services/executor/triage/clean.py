@@ -17,8 +17,6 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 def clean(text: str) -> str:
     """The line without line ends, colours, control characters and lone surrogates; not yet cut."""
-    if text.isascii() and text.isprintable():
-        return text
     text = text.rstrip("\r\n")
     if "\r" in text:  # a progress bar: what the terminal showed last is what was said
         text = text[text.rindex("\r") + 1 :]

@@ -45,8 +45,7 @@ class Counting:
 
     def count(self, event: Event, name: Name) -> None:
         """Takes one closed event into the account."""
-        message, state, exception = name
-        reading = event.reading
+        message, state, reading = name.message, name.severity, event.reading
         if reading.literal:
             shape = message
             self._literal.add(message)
@@ -66,7 +65,7 @@ class Counting:
                 self._compact()
             tally = self._tallies[shape] = Tally()
             tally.component = reading.component
-            tally.exception = exception_class(exception)
+            tally.exception = exception_class(name.exception)
         tally.count += 1
         tally.by_severity[state] = tally.by_severity.get(state, 0) + 1
         self._keep(tally, event)
@@ -97,7 +96,9 @@ class Counting:
         if known is None:
             if len(self._spoken) >= CACHE_MAX:
                 self._spoken.clear()
-            said, of_zero = (severity.of_words(shape.replace(WILDCARD, digit)) for digit in "70")
+            said = of_zero = severity.of_words(shape.replace(WILDCARD, "7"))
+            if WILDCARD in shape:
+                of_zero = severity.of_words(shape.replace(WILDCARD, "0"))
             known = self._spoken[shape] = (said, said != of_zero)
         said, zero_matters = known
         if zero_matters and "0" in message and _ZERO.search(message) is not None:

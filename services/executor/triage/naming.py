@@ -1,7 +1,7 @@
 """Says what an event is called: its message, its exception, and the severity that it states itself."""
 
 from collections import deque
-from typing import Final, NamedTuple
+from typing import Final
 
 from msgspec import Struct
 
@@ -52,7 +52,7 @@ class Event(Struct, gc=False):
         return "\n".join(lines)
 
 
-class Name(NamedTuple):
+class Name(Struct, frozen=True, gc=False):
     """What an event is called; `severity` is None where only its words can tell."""
 
     message: str
@@ -66,6 +66,8 @@ def named(event: Event) -> Name:
     message, severity = reading.message, reading.severity
     exception = ""
     trace = event.trace
+    if trace is None and not reading.stack and len(message) <= MESSAGE_CHARS_MAX and "\n" not in message:
+        return Name(message, severity, "")
     if reading.stack:
         exception = reading.stack.strip().rsplit("\n", 1)[-1].strip()
     if trace is not None and (trace.exception or trace.lines > 1):

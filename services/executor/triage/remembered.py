@@ -34,47 +34,47 @@ class _Known(NamedTuple):
     parsed: bool
 
 
-_NEW: Final = _Known(0, 0, 0, 0, -1, None, "new", False)
-_TELLING: Final = _Known(0, 0, 0, 0, -1, None, "telling", False)  # some of its digits tell: see `_told`
+_ANEW: Final = "anew"  # to be read anew each time
+_Telling = list[int]  # where those digits stand that tell: see `_told`
 
 
 class Readings:
     """Reads lines; bounded."""
 
     def __init__(self) -> None:
-        self._known: dict[str, _Known | None] = {}  # None: to be read anew each time
+        self._known: dict[str, _Known | _Telling | str] = {}
 
     def read(self, text: str) -> Reading:
         """The reading of one cleaned line, as `reading.read` gives it."""
         if len(text) > REMEMBERED_CHARS_MAX:
             return read(text)
         key = normal = digits_as_one(text)
-        known = self._known.get(key, _NEW)
-        if known is _TELLING:
-            key = _told(text, normal)
-            known = self._known.get(key, _NEW)
-        if known is None:
-            return read(text)
-        stamp_from, stamp_to, component_from, component_to, at, severity, kind, parsed = known
-        if at < 0:
-            return self._learn(text, normal, key)
-        stamp, component = text[stamp_from:stamp_to], text[component_from:component_to]
-        return Reading(text[at:], severity, stamp, kind, component, parsed, "", False, normal[at:])
+        known = self._known.get(key)
+        if type(known) is list:
+            key = _told(text, normal, known)
+            known = self._known.get(key)
+        if type(known) is _Known:
+            stamp_from, stamp_to, component_from, component_to, at, severity, kind, parsed = known
+            stamp, component = text[stamp_from:stamp_to], text[component_from:component_to]
+            return Reading(text[at:], severity, stamp, kind, component, parsed, "", False, normal[at:])
+        return read(text) if known is _ANEW else self._learn(text, normal, key)
 
     def _learn(self, text: str, normal: str, key: str) -> Reading:
         reading, places = read_as(text)
         if len(self._known) >= REMEMBERED_MAX:
             self._known.clear()
-        if key is normal and places is not None and _telling.search(normal):
-            self._known[normal] = _TELLING
-            key = _told(text, normal)
-        self._known[key] = None if places is None else _known(text, reading, places)
+        if key is normal and places is not None and "00000000" in normal:
+            telling = [found.start() for found in _telling.finditer(normal)]
+            if telling:
+                self._known[normal] = telling
+                key = _told(text, normal, telling)
+        self._known[key] = _ANEW if places is None else _known(text, reading, places) or _ANEW
         return reading
 
 
-def _told(text: str, normal: str) -> str:
+def _told(text: str, normal: str, telling: _Telling) -> str:
     """The line with its digits made one, and those digits that tell."""
-    return "\n".join([normal, *(text[found.start() : found.start() + 2] for found in _telling.finditer(normal))])
+    return "\n".join([normal, *[text[at : at + 2] for at in telling]])
 
 
 def _known(text: str, reading: Reading, places: Places) -> _Known | None:

@@ -37,9 +37,11 @@ class SourceTriage:
     def feed(self, lines: Sequence[Line]) -> None:
         """Takes the next lines of the source, in order; any number, any size, any content."""
         account, opened, read = self._account, self._open, self._readings.read
+        account.lines_read += len(lines)
         for line in lines:
-            account.lines_read += 1
-            text = clean(line.text)
+            text = line.text
+            if not (text.isascii() and text.isprintable()):  # as nearly every line is
+                text = clean(text)
             current = opened.get(line.stream)
             if not text or text.isspace():
                 self._blank(current)
