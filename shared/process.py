@@ -4,6 +4,7 @@ Not a base class: a service is its own `__main__`, and calls `run(main)`.
 """
 
 import asyncio
+import atexit
 import gc
 import logging
 import os
@@ -141,6 +142,7 @@ def prepare(service: str) -> None:
     # Messages are many and short-lived, and hold no cycles: what lives on is not searched for garbage all the time.
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # at the end it is looked for: extensions complain of what is never given back
     gc.set_threshold(50_000, 20, 50)
 
 

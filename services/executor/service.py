@@ -32,7 +32,7 @@ from shared.subjects import EVENTS, SNAPSHOTS_BUCKET, TIMER_AT
 log = logging.getLogger("remit.executor")
 
 QUEUES_AGAIN_S = 30
-SNAPSHOT_EVENTS = setting("SNAPSHOT_EVENTS", int, 50_000)  # a new executor reads at most about so many: half a second
+SNAPSHOT_EVENTS = 50_000  # a new executor reads at most about so many: half a second
 
 
 class Executor:
@@ -44,6 +44,7 @@ class Executor:
         self._config = config
         self._timers = Timers(bus, appender)
         self._schedules = ScheduleKeeper(bus, appender, config)
+        self._snapshot_events = setting("SNAPSHOT_EVENTS", int, SNAPSHOT_EVENTS)
         self._known_end = 0
         self.engine = Engine()
 
@@ -136,7 +137,7 @@ class Executor:
 
     async def _remember(self) -> None:
         """Keep the engine's memory for the next executor, when the stream has gone on far enough."""
-        if self.engine.position - self._kept_at < SNAPSHOT_EVENTS:
+        if self.engine.position - self._kept_at < self._snapshot_events:
             return
         self._kept_at = self.engine.position
         taken = snapshot.take(self.engine, self._created)
