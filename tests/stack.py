@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests import forking
+
+ROOT = forking.ROOT
 WITHIN_S = 30.0
 SERVICES = ("planner", "executor", "registry")
 
@@ -58,7 +60,7 @@ class Stack:
         self._routes = dict(zip(names, ports[nodes:], strict=True))
         self.nats_port = ports[0]
         self.url = ",".join(f"nats://127.0.0.1:{port}" for port in self.nodes.values())
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, forking.Process] = {}
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("REMIT_")},
             "REMIT_NATS_URL": self.url,
@@ -129,21 +131,12 @@ class Stack:
 
     def remit(self, *argv: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """Run the CLI against this stack."""
-        return subprocess.run(
-            [sys.executable, "-m", "cli", *argv],
-            env=self.environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-        )
+        return forking.run([sys.executable, "-m", "cli", *argv], self.environment, timeout_s)
 
     def _spawn(self, name: str, argv: list[str], environment: dict[str, str]) -> None:
         assert name not in self.processes, f"{name} runs already"
         with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                argv, env={**self.environment, **environment}, cwd=ROOT, stdout=log, stderr=log
-            )
+            self.processes[name] = forking.start(argv, {**self.environment, **environment}, log, log)
 
     def _listens(self, port: int) -> bool:
         with socket.socket() as probe:

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import uuid
 from collections import Counter
@@ -33,6 +32,7 @@ from shared.subjects import (
     task_key,
     worker_consumer,
 )
+from tests import forking
 from tests.auditor import Message, audit
 from tests.chaos import mix
 from tests.chaos.mix import Kind
@@ -247,14 +247,14 @@ def performed(stack: Stack) -> list[str]:
     return file.read_text().split() if file.exists() else []
 
 
-def minds(process: subprocess.Popen[bytes]) -> bool:
+def minds(process: forking.Process) -> bool:
     """Whether it has begun to listen to SIGTERM; before that it just dies of it."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     [caught] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def children(process: subprocess.Popen[bytes]) -> list[int]:
+def children(process: forking.Process) -> list[int]:
     """The process ids of its children."""
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
     return [int(pid) for pid in found.split()]

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cli.keeper import SERVICES
+from tests import forking
 from tests.stack import ROOT, until
 
 ENDED_WITHIN_S = 25
@@ -57,13 +58,8 @@ class Up:
 
     def remit(self, *argv: str) -> subprocess.CompletedProcess[str]:
         url = f"nats://127.0.0.1:{self.port('NATS')}"
-        return subprocess.run(
-            [sys.executable, "-m", "cli", *argv],
-            env={**environment(self.folder), "REMIT_NATS_URL": url},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
+        return forking.run(
+            [sys.executable, "-m", "cli", *argv], {**environment(self.folder), "REMIT_NATS_URL": url}, 60
         )
 
 

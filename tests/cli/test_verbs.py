@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests import forking
 from tests.stack import ROOT, Stack, free_port, until
 
 NEVER = str((1 << 53) - 1)  # a run that there is not
@@ -15,13 +16,8 @@ NEVER = str((1 << 53) - 1)  # a run that there is not
 
 def cli(*argv: str, url: str | None = None) -> subprocess.CompletedProcess[str]:
     """The command with nobody at its NATS, or with `url`."""
-    return subprocess.run(
-        [sys.executable, "-m", "cli", *argv],
-        env={**os.environ, "REMIT_NATS_URL": url or f"nats://127.0.0.1:{free_port()}", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    environment = {**os.environ, "REMIT_NATS_URL": url or f"nats://127.0.0.1:{free_port()}", "PYTHONPATH": str(ROOT)}
+    return forking.run([sys.executable, "-m", "cli", *argv], environment, 60)
 
 
 def parsed(done: subprocess.CompletedProcess[str]) -> Any:

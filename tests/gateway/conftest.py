@@ -26,6 +26,7 @@ from shared.plan import TaskSpec
 from shared.pull import Delivery, Puller
 from shared.streams import worker_queue
 from shared.subjects import ARTIFACTS_BUCKET, CONFIG_BUCKET, EVENTS, artifact, step_completed, task_key, worker_consumer
+from tests import forking
 
 ROOT = Path(__file__).parents[2]
 WITHIN_S = 20.0
@@ -48,7 +49,7 @@ class Stack:
         self.nats_url = f"nats://127.0.0.1:{self.nats_port}"
         self.port_file = folder / "port"
         self.port = 0
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, forking.Process] = {}
         self.env = {
             **os.environ,
             "REMIT_NATS_URL": self.nats_url,
@@ -97,7 +98,7 @@ class Stack:
 
     def _spawn(self, name: str, argv: list[str]) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(argv, env=self.env, cwd=ROOT, stdout=log, stderr=log)
+            self.processes[name] = forking.start(argv, self.env, log, log)
 
     def is_ready(self) -> bool:
         """Whether the gateway and all that it stands on answer."""

@@ -1,6 +1,7 @@
 """Who may import what: arrows run one way, and each outside world has one door. Read from the source."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,31 +26,28 @@ FLOOR = "bench/"
 FORBIDDEN_NAMES = frozenset(("utils", "util", "helpers", "helper", "common", "base", "manager", "managers", "misc"))
 
 
-def imported(path: Path) -> set[str]:
+@cache
+def imported(path: str) -> set[str]:
     """Every module that the file imports, anywhere in it, dotted."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    for node in ast.walk(ast.parse((ROOT / path).read_text(), path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
             if node.level:
-                package = path.relative_to(ROOT).parts[: -node.level]
+                package = path.split("/")[: -node.level]
                 module = ".".join([*package, module] if module else package)
             found.add(module)
             found |= {f"{module}.{alias.name}" for alias in node.names}
     return found
 
 
-IMPORTS = {str(path.relative_to(ROOT)): imported(path) for path in FILES}
+PATHS = sorted(str(path.relative_to(ROOT)) for path in FILES)
 
 
 def importers(package: str) -> list[str]:
-    return [
-        path
-        for path, names in IMPORTS.items()
-        if any(name == package or name.startswith(f"{package}.") for name in names)
-    ]
+    return [path for path in PATHS if any(name == package or name.startswith(f"{package}.") for name in imported(path))]
 
 
 def test_there_is_something_to_check() -> None:
@@ -66,26 +64,26 @@ def test_an_outside_world_has_its_door(package: str) -> None:
     assert len(found) <= most, found
 
 
-@pytest.mark.parametrize("path", sorted(path for path in IMPORTS if path.startswith("services/")))
+@pytest.mark.parametrize("path", [path for path in PATHS if path.startswith("services/")])
 def test_no_service_imports_another_service_or_the_cli(path: str) -> None:
     own = path.split("/")[1]
     strangers = {
         name
-        for name in IMPORTS[path]
+        for name in imported(path)
         if (name.startswith("services.") and name.split(".")[1] != own)
         or name.split(".")[0] in ("cli", "bench", "tests")
     }
     assert strangers == set()
 
 
-@pytest.mark.parametrize("path", sorted(path for path in IMPORTS if path.startswith("shared/")))
+@pytest.mark.parametrize("path", [path for path in PATHS if path.startswith("shared/")])
 def test_shared_imports_no_service_and_no_cli(path: str) -> None:
-    assert {name for name in IMPORTS[path] if name.split(".")[0] in ("services", "cli", "bench", "tests")} == set()
+    assert {name for name in imported(path) if name.split(".")[0] in ("services", "cli", "bench", "tests")} == set()
 
 
-@pytest.mark.parametrize("path", sorted(path for path in IMPORTS if path.startswith("cli/")))
+@pytest.mark.parametrize("path", [path for path in PATHS if path.startswith("cli/")])
 def test_the_cli_imports_no_service(path: str) -> None:
-    assert {name for name in IMPORTS[path] if name.split(".")[0] in ("services", "tests")} == set()
+    assert {name for name in imported(path) if name.split(".")[0] in ("services", "tests")} == set()
 
 
 # What plans, folds and decides reads no clock, no environment and no network. `shared/clock.py` is the clock itself:
@@ -148,15 +146,15 @@ def calls(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", PURE)
 def test_a_pure_module_touches_no_world(path: str) -> None:
-    worldly = {name for name in IMPORTS[path] if any(name == one or name.startswith(f"{one}.") for one in WORLDLY)}
+    worldly = {name for name in imported(path) if any(name == one or name.startswith(f"{one}.") for one in WORLDLY)}
     assert worldly == set()
     assert calls(ROOT / path) & CLOCKS == set()
 
 
-@pytest.mark.parametrize("path", sorted(path for path in IMPORTS if path.startswith("shared/audit/")))
+@pytest.mark.parametrize("path", [path for path in PATHS if path.startswith("shared/audit/")])
 def test_the_audit_shares_no_code_with_what_it_checks(path: str) -> None:
     """Not even the subjects and the events: what both got wrong could not be seen."""
-    ours = {name for name in IMPORTS[path] if name.split(".")[0] in ("shared", "services", "cli")}
+    ours = {name for name in imported(path) if name.split(".")[0] in ("shared", "services", "cli")}
     assert {name for name in ours if name != "shared.audit" and not name.startswith("shared.audit.")} == set()
 
 
