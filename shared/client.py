@@ -179,7 +179,7 @@ class _Parser(nats.protocol.parser.Parser):  # type: ignore[misc]
                     needed = end - at + 1
                     break
                 # By the space alone: a subject may hold any other white space, and the client's own pattern ends at it.
-                words = str(data[at:line_end], "utf-8", "replace").split(" ")
+                words = data[at:line_end].decode("utf-8", "replace").split(" ")
                 op = words[0]
                 if op != "HMSG" and op != "MSG":
                     if heard is not None:

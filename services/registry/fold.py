@@ -57,7 +57,6 @@ _MAY_END_ATTEMPTS = frozenset(
 )
 
 Columns = dict[str, Sequence[Any]]
-Row = tuple[Any, ...]
 
 
 class Batch(msgspec.Struct):
@@ -92,14 +91,13 @@ class Fold:
         self._begin_batch()
 
     def _begin_batch(self) -> None:
-        # Row behind row in one list, value by value: no row is an object that has to be made and looked at by itself.
+        # Of each table the rows in one list, value by value: no row is an object that has to be made and looked at.
         self._events: list[Any] = []
-        # What not every event leaves is kept as rows, and turned into columns when the batch is taken.
-        self._plans: list[Row] = []
-        self._ended_attempts: list[Row] = []
-        self._artifacts: list[Row] = []
-        self._llm_calls: list[Row] = []
-        self._ticked: list[Row] = []
+        self._plans: list[Any] = []
+        self._ended_attempts: list[Any] = []
+        self._artifacts: list[Any] = []
+        self._llm_calls: list[Any] = []
+        self._ticked: list[Any] = []
 
     def __len__(self) -> int:
         """Events in the batch so far."""
@@ -149,9 +147,9 @@ class Fold:
 
     def take(self) -> Batch:
         """The batch so far; a new one begins."""
-        runs: list[Row] = []
-        steps: list[Row] = []
-        approvals: list[Row] = []
+        runs: list[Any] = []
+        steps: list[Any] = []
+        approvals: list[Any] = []
         rewritten: list[int] = []
         asked_again: list[int] = []
         for run in self._changed.values():
@@ -169,7 +167,7 @@ class Fold:
                 self._stored.add(run.id)
         batch = Batch(
             position=self.position,
-            events={name: self._events[at :: len(EVENTS)] for at, name in enumerate(EVENTS)},
+            events=_columns(EVENTS, self._events),
             runs=_columns(RUNS, runs),
             plans=_columns(PLANS, self._plans),
             steps=_columns(STEPS, steps),
@@ -245,7 +243,7 @@ class Fold:
             plan.retry_of,
             at_us,
         )  # fmt: skip
-        self._plans.append(values)
+        self._plans += values
 
     def _end_attempts(self, before: Run, after: Run, event: Event) -> None:
         """A row for each attempt that ran before the event and does not behind it, or that this dispatch lost."""
@@ -274,7 +272,7 @@ class Fold:
                 outcome,
                 now.error or None,
             )  # fmt: skip
-            self._ended_attempts.append(values)
+            self._ended_attempts += values
 
     def _tick(self, event: Event, at_us: int) -> None:
         body: ScheduleTicked = event.body
@@ -291,11 +289,11 @@ class Fold:
             body.schedule_version,
             body.zone,
         )  # fmt: skip
-        self._ticked.append(values)
+        self._ticked += values
 
     def _kept(self, run: int, step: str, artifacts: list[Artifact]) -> None:
         for one in artifacts:
-            self._artifacts.append((run, step, one.name, one.sha256, one.size_bytes, one.media_type, one.from_run))
+            self._artifacts += (run, step, one.name, one.sha256, one.size_bytes, one.media_type, one.from_run)
 
     def _called(self, event: Event, run: Run, at_us: int) -> None:
         call: LlmCalled = event.body
@@ -318,39 +316,40 @@ class Fold:
             call.duration_s,
             call.outcome,
         )  # fmt: skip
-        self._llm_calls.append(values)
+        self._llm_calls += values
 
-    def _row(self, run: Run, runs: list[Row], steps: list[Row]) -> None:
+    def _row(self, run: Run, runs: list[Any], steps: list[Any]) -> None:
         goal, tasks, directive = self._goals.get(run.id, (None, None, None))
         plan = run.plan
-        runs.append((
+        runs += (
             run.id, run.principal or None, goal, tasks, plan.directive.name if plan else directive, run.status,
             run.reason or None, plan.plan_hash if plan else None, run.submitted_ns // 1000, _us(run.started_ns),
             _us(run.ended_ns), _seconds(run.started_ns, run.ended_ns), len(run.steps), run.tokens.input,
             run.tokens.output, run.tokens.unknown_calls, plan.playbook if plan else None,
             plan.retry_of if plan else None, run.stop.reason if run.stop else None,
-        ))  # fmt: skip
+        )  # fmt: skip
         for place, step in enumerate(plan.steps if plan else ()):
             state = run.steps[step.id]
-            steps.append((
+            steps += (
                 run.id, place, step.id, step.kind, step.task, state.status, state.attempt, state.host,
                 _us(state.dispatched_ns), _us(state.ended_ns), _seconds(state.dispatched_ns, state.ended_ns),
                 state.error or None, state.message or None, state.cause or None, state.reused_from or None,
                 None if state.ended_ns else _us(waits_until_ns(run, step.id, state)),
-            ))  # fmt: skip
+            )  # fmt: skip
 
 
-def _columns(names: tuple[str, ...], rows: list[Row]) -> Columns:
-    return dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(names, ())
+def _columns(names: tuple[str, ...], values: list[Any]) -> Columns:
+    assert len(values) % len(names) == 0, names
+    return {name: values[at :: len(names)] for at, name in enumerate(names)}
 
 
-def _asked_rows(run: Run, approvals: list[Row]) -> None:
+def _asked_rows(run: Run, approvals: list[Any]) -> None:
     for one in asked(run):
-        approvals.append((
+        approvals += (
             one.run, one.place, one.step, one.what, one.plan_hash, one.status, one.is_open, one.requested_ns // 1000,
             one.expires_ns // 1000, _us(one.decided_ns), one.approvers, one.approvals_needed, one.approved_by,
             one.rejected_by, one.requester, one.reason,
-        ))  # fmt: skip
+        )  # fmt: skip
 
 
 def _new_asked(data: bytes) -> tuple[str | None, list[str] | None, str | None]:
