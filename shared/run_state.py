@@ -115,4 +115,6 @@ def with_step(run: Run, event: Event, step: str, state: StepState) -> Run:
     """The run with one step in another state: the only way in which a single step changes."""
     assert run.plan is not None
     tally = moved(run.tally, run.plan, step, run.steps[step], state)
-    return replace(run, steps={**run.steps, step: state}, tally=tally, at_ns=event.at_ns)
+    steps = run.steps.copy()
+    steps[step] = state
+    return replace(run, steps=steps, tally=tally, at_ns=event.at_ns)

@@ -20,6 +20,7 @@ from shared.events import (
     Tokens,
     Unreadable,
 )
+from shared.plan import Step
 from shared.run_approvals import expired
 from shared.run_state import Run, StepState, Stop, with_step
 
@@ -34,11 +35,14 @@ def _running(run: Run, event: Event) -> StepState | None:
 
 def dispatched(run: Run, event: Event) -> Run:
     state = run.steps.get(event.step)
-    if state is None or run.timed_out or event.attempt != max(state.attempt, state.taken) + 1:
+    if state is None or event.attempt != max(state.attempt, state.taken) + 1:
         return run
-    if run.status != "running" and (run.stop is not None or run.broken):
+    if run.stop is not None and (run.timed_out or run.status != "running"):
         return run  # it never starts, and its end is said without a word of each step: no attempt is there to be lost
-    step = run.step_plan(event.step)
+    if run.broken and run.status != "running":
+        return run
+    assert run.plan is not None
+    step = run.plan.by_id[event.step]
     if event.tail != (f"{step.performs}.{step.host}" if step.host else step.performs):
         return run  # the executor's own subject names the plan's task and is still free
     if state.status == "running":
@@ -48,11 +52,10 @@ def dispatched(run: Run, event: Event) -> Run:
     # What holds the attempt's subject and is no dispatch in its time: the attempt is lost, the next has its own.
     if isinstance(event.body, Unreadable):
         return _lost(run, event, state, "unreadable_dispatch", event.body.reason, retryable=True)
-    if why := too_early(run, event.step):
+    if why := _too_early(run, step):
         return _lost(run, event, state, "early_dispatch", why, retryable=True)
     body: StepDispatched = event.body
     grant = max(0, body.token_grant)
-    assert run.plan is not None
     if not run.plan.is_plain and (over := _over(run, event.step, grant)):
         # Not the step's failure: another dispatch stood before this one, and the step waits for its turn again.
         return with_step(run, event, event.step, replace(state, taken=event.attempt, message=over))
@@ -60,12 +63,11 @@ def dispatched(run: Run, event: Event) -> Run:
     return with_step(run, event, event.step, state)
 
 
-def too_early(run: Run, step: str) -> str:
+def _too_early(run: Run, step: Step) -> str:
     """Why the plan does not let this step run yet; "" when it does."""
-    planned = run.step_plan(step)
-    if run.status != "running" or not run.needs_are_done(step):
+    if run.status != "running" or not run.needs_are_done(step.id):
         return "dispatched before its time"
-    if (planned.approval or planned.kind == "approval") and not run.is_approved(step):
+    if (step.approval or step.kind == "approval") and not run.is_approved(step.id):
         return "dispatched without its approval"
     return ""
 
