@@ -90,18 +90,20 @@ NOTHING = Known()
 def decide(run: Run, said: Collection[str] = ()) -> list[Fact]:
     """The facts that this run calls for, in the order in which they are to be said.
 
-    `said` are the subjects that were said and may not have been read back yet: a dispatch among them counts as one.
+    `said` are the subjects that were said and may not have been read back yet: a dispatch among them counts as one, and
+    of a step that is to be skipped nothing else is said.
     """
     return follow(run, _known(run, said))[0]
 
 
 def _known(run: Run, said: Collection[str]) -> Known:
-    started = 0
+    started = told = 0
     if said and run.plan is not None:
         for place in places(run.tally.open & ~run.tally.running):
             step = run.plan.steps[place]
             started |= (_dispatch(run, step, run.steps[step.id]) in said) << place
-    return Known(started=started)
+            told |= (step_skipped(run.id, step.id) in said) << place
+    return Known(started=started, told=told)
 
 
 def follow(run: Run, known: Known) -> tuple[list[Fact], Known]:

@@ -174,6 +174,17 @@ def test_asking_again_gives_the_same_facts() -> None:
     assert decide(run) == decide(run) != []
 
 
+def test_of_a_step_that_was_said_to_be_skipped_nothing_else_is_said() -> None:
+    """Found by the properties: a stranger's word makes room in the budget, behind the skip that it called for."""
+    steps = [controls.step(name) for name in "abc"]
+    of_two = Budgets(max_steps=2)
+    said = subjects(given(steps, budgets=of_two))
+    assert said == [to("a")[0], to("b")[0], step_skipped(RUN, "c")]
+    run = given(steps, (step_skipped(RUN, "a"), ACK), budgets=of_two)
+    assert to("c")[0] in subjects(run)  # to whoever has not said it
+    assert [subject for subject, _ in decide(run, said) if subject not in said] == []
+
+
 def test_whatever_can_change_a_running_step_is_consequential() -> None:
     """After any event that may end a step or a run's time, somebody asks what follows."""
     silent = {"goal.rejected", "plan.created", "run.queued", "llm.called", "run.completed"}
