@@ -16,6 +16,7 @@ import re
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 
@@ -61,14 +62,38 @@ _EXPECTED_HEADER = b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: 0\r\n\r\n"
 _CRLF = b"\r\n"
 
 
-class Headers(dict[str, str]):
-    """A message's headers, and the block of bytes that they were read from."""
+class Headers(Mapping[str, str]):
+    """A message's headers: the block of bytes as it came, read when somebody asks for a name.
 
-    raw: bytes = b""
+    What is no header is none: the server passes on whatever somebody called one.
+    """
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+
+    @cached_property
+    def _told(self) -> dict[str, str]:
+        first, _, lines = self.raw.partition(_CRLF)
+        version, _, word = first.partition(b" ")
+        found: dict[str, str] = {}
+        if version == b"NATS/1.0" and word:  # the server's own word: a number, and what it means
+            status, text = word[:3].strip().decode(errors="replace"), word[4:].decode(errors="replace")
+            found |= {"Status": status} if status.isdigit() else {}
+            found |= {"Description": text} if text else {}
+        found |= nats.aio.client.Client._parse_header_lines(lines)
+        return found
+
+    def __getitem__(self, name: str) -> str:
+        return self._told[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._told)
+
+    def __len__(self) -> int:
+        return len(self._told)
 
 
-_EXPECTED = Headers(CREATE_ONLY)
-_EXPECTED.raw = _EXPECTED_HEADER
+_EXPECTED = Headers(_EXPECTED_HEADER)
 _white_space = re.compile(r"[ \t\r\n]").search  # in a subject it would end the line, and begin another command
 
 
@@ -218,7 +243,7 @@ class _Parser(nats.protocol.parser.Parser):  # type: ignore[misc]
                     headers = None
                     if header_size:
                         header = data[head:begin]
-                        headers = _EXPECTED if header == _EXPECTED_HEADER else await client._process_headers(header)
+                        headers = _EXPECTED if header == _EXPECTED_HEADER else Headers(header)
                     listener.waiting.append((words[1], data[begin:tail], reply, headers))
                 else:
                     raw = data[at:line_end].split(b" ")
@@ -320,16 +345,7 @@ class Client(nats.aio.client.Client):  # type: ignore[misc]
             await self._flush_pending()
 
     async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
-        if not headers:
-            return None
-        if headers == _EXPECTED_HEADER:
-            return _EXPECTED
-        try:
-            parsed = Headers(await super()._process_headers(headers) or {})
-        except (IndexError, ValueError):
-            parsed = Headers()  # the server passes on whatever somebody called a header
-        parsed.raw = headers
-        return parsed
+        return dict(Headers(headers)) if headers else None
 
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None

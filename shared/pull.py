@@ -64,7 +64,7 @@ def stamps(reply: str) -> list[str]:
 def _is_word(message: Message) -> bool:
     """Whether this is the server's word on a request, and no message of the stream."""
     _, _, reply, headers = message
-    return headers is not None and "Status" in headers and not reply.startswith("$JS.ACK")
+    return not reply.startswith("$JS.ACK") and headers is not None and "Status" in headers
 
 
 class _Pulls:
@@ -380,16 +380,16 @@ class Reader:
                 said = stamps(reply)
             if said[-6] != self._consumer:
                 continue  # a late message of the consumer before
-            # The consumer numbers what it delivers without gaps, whatever its filter: a gap is a lost message.
-            number = int(said[-3])
-            if number != self._consumer_seq + 1:
-                if self._pulls:
-                    self._pulls.gone.set()
-                continue
-            self._consumer_seq = number
             seq = int(said[-4])
-            if self._whole and seq != self.position + 1:
-                self._fail(Gone(self._stream, self.position + 1, seq - 1))
+            if seq != self.position + 1:
+                # The consumer numbers what it delivers without gaps, whatever its filter: a gap is a lost message.
+                if int(said[-3]) != self._consumer_seq + 1:
+                    if self._pulls:
+                        self._pulls.gone.set()
+                    continue
+                if self._whole:
+                    self._fail(Gone(self._stream, self.position + 1, seq - 1))
+            self._consumer_seq += 1
             if self._failure.done():
                 continue  # nothing is folded over a hole, or behind what could not be folded
             self.position, self.headers = seq, headers

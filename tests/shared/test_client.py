@@ -24,6 +24,8 @@ HEADERS = (
     b"NATS/1.0\r\nTrace: a b\r\n\r\n",
     b"NATS/1.0 503\r\n\r\n",
     b"NATS/1.0 408 Request Timeout\r\n\r\n",
+    b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: 1016\r\nNats-Last-Stream: 1024\r\n\r\n",
+    b"NATS/1.0\r\nTrace:a\r\nTwice: 1\r\nTwice:\t2\r\n of: none\r\nno colon\r\n\r\n",
 )
 NO_HEADERS = (
     b"x", b"NATS/1.0", b"NATS/1.0 ", b"NATS/1.0\r\n", b"NATS/1.0 \xff\xff\xff\r\n\r\n", b"\r\n\r\n",
