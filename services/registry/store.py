@@ -117,6 +117,7 @@ class Store:
             self._writer.execute(f"set {wall}")
         self._writer.execute("set lock_configuration = true")
         self._strangers: set[Any] = set()
+        self._names: dict[str, list[str]] = {}  # of each table's columns, in its order
 
     def close(self) -> None:
         self._writer.close()
@@ -167,18 +168,18 @@ class Store:
     def _delete(self, runs: list[int], *tables: str) -> None:
         """What these runs' rows were; the least of them keeps DuckDB from reading all the older rows."""
         if runs:
-            self._writer.register("rewritten", _table({"run": runs}))
             for table in tables:
                 self._writer.execute(
-                    f"delete from {table} where run >= ? and run in (select run from rewritten)", [min(runs)]
+                    f"delete from {table} where run >= ? and run in (select unnest(?))", [min(runs), runs]
                 )
-            self._writer.unregister("rewritten")
 
     def _append(self, table: str, columns: Columns) -> None:
         if next(iter(columns.values())):
-            self._writer.register("batch", _table(columns))
-            self._writer.execute(f"insert into {table} by name select * from batch")
-            self._writer.unregister("batch")
+            # By place, and without a view by a name: of a few rows it takes a third less than a statement.
+            if table not in self._names:
+                self._names[table] = self._writer.table(table).columns
+            ordered = {name: columns[name] for name in self._names[table]}
+            self._writer.from_arrow(_table(ordered)).insert_into(table)
 
     def ask(self, question: str, values: dict[str, Any]) -> list[dict[str, Any]]:
         """The rows that answer `sql/<question>.sql`; times as RFC 3339 text."""
