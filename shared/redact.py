@@ -13,6 +13,7 @@ Redacting twice gives the same text.
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 _DONE: Final = "[redacted:"
@@ -189,7 +190,12 @@ def _pem(text: str) -> str:
 
 def secret_kind(name: str) -> str | None:
     """What a name says about its value: "password", "token", …, "telling" (secret if long), or None."""
-    words = [w.lower() for w in _WORDS.findall(name[-120:])]
+    return _kind_of(name[-120:])
+
+
+@lru_cache(maxsize=4096)  # a log names the same things again and again
+def _kind_of(name: str) -> str | None:
+    words = [w.lower() for w in _WORDS.findall(name)]
     if not words:
         return None
     while len(words) > 1 and words[-1] in _SECRET_TAILS:
