@@ -58,7 +58,7 @@ async def _checks() -> list[Check]:
         return f"{await last_seq(bus)} events"
 
     async def registry() -> str:
-        answer = await ask(bus, "status")
+        answer = await ask(bus, "status", as_it_stands=True)
         return f"{answer.more['behind_events']} events behind, {answer.more['unreadable']} unreadable"
 
     questions: tuple[tuple[str, Callable[[], Awaitable[str]]], ...] = (

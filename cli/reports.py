@@ -10,11 +10,10 @@ from typing import Any, get_args
 import click
 import msgspec
 
-from cli.speak import data, ends_well, nats_option, plain, table, talk, with_bus
-from shared import asking
+from cli.speak import ask, data, ends_well, nats_option, plain, table, talk, with_bus
 from shared.bus import Bus
 from shared.clock import now
-from shared.errors import Malformed, RemitError, Unavailable
+from shared.errors import Malformed, RemitError
 from shared.ledger import LIMIT_MAX, SELECT_ROWS_MAX, TOKENS_BY, Answer, By, Question, Rates
 
 ASK_S = 15.0
@@ -80,7 +79,7 @@ def tokens(by: By | None, since: str | None, until: str | None, output: str, to:
 @ends_well
 def usage(since: str | None, until: str | None, output: str, to: Path | None) -> None:
     """Show how runs and steps ended, how long they took, retries, and how long answers were waited for."""
-    more = with_bus(lambda bus: _asked(bus, "usage", Question(since=since, until=until))).more
+    more = with_bus(lambda bus: ask(bus, "usage", Question(since=since, until=until), timeout_s=ASK_S)).more
     if output == "json":
         data(more)
     elif output != "text":
@@ -157,7 +156,9 @@ def sql(query: str, as_of: str | None, limit: int, output: str, to: Path | None)
     if as_of:
         talk("folding the stream up to there")
     question = Question(sql=query, as_of=as_of, limit=limit)
-    answer = with_bus(lambda bus: _asked(bus, "sql", question, timeout_s=AS_OF_S if as_of else ASK_S))
+    answer = with_bus(
+        lambda bus: ask(bus, "sql", question, timeout_s=AS_OF_S if as_of else ASK_S, as_it_stands=bool(as_of))
+    )
     columns = answer.more["columns"]
     if output == "json":
         data({"columns": columns, "rows": answer.rows, "cut": answer.more["cut"], "position": answer.position})
@@ -174,19 +175,12 @@ def sql(query: str, as_of: str | None, limit: int, output: str, to: Path | None)
 # -- asking ------------------------------------------------------------------------------------------------------
 
 
-async def _asked(bus: Bus, name: str, question: Question, *, timeout_s: float = ASK_S) -> Answer:
-    try:
-        return await asking.ask(bus, name, question, timeout_s=timeout_s)
-    except Unavailable as error:
-        raise Unavailable(f"the registry does not answer ({error.message}); is `remit up` running?") from error
-
-
 async def _whole(bus: Bus, name: str, question: Question) -> tuple[Rows, Answer]:
     """Every page's rows, and the first answer."""
-    first = answer = await _asked(bus, name, question)
+    first = answer = await ask(bus, name, question, timeout_s=ASK_S)
     rows = list(first.rows)
     while answer.next_page is not None:
-        answer = await _asked(bus, name, msgspec.structs.replace(question, page=answer.next_page))
+        answer = await ask(bus, name, msgspec.structs.replace(question, page=answer.next_page), timeout_s=ASK_S)
         rows += answer.rows
     return rows, first
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import click
 import msgspec
 import uvloop
+from msgspec.structs import replace
 
 from shared import asking
 from shared.bus import Bus, connect
@@ -27,8 +28,10 @@ from shared.status import (
     EXIT_UNREACHABLE,
     EXIT_USAGE,
 )
+from shared.streams import last_seq
 from shared.subjects import is_principal
 
+FAR_BEHIND_EVENTS = 10_000  # the registry folds so many within about a second
 PATIENCE = 2  # signals that only ask; who sends more does not want to wait for the tidying up
 
 P = ParamSpec("P")
@@ -182,10 +185,24 @@ def with_bus(action: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:
     return found
 
 
-async def ask(bus: Bus, name: str, question: Question | None = None) -> Answer:
-    """Ask the registry; its error is ours."""
+async def ask(
+    bus: Bus, name: str, question: Question | None = None, *, timeout_s: float = 10, as_it_stands: bool = False
+) -> Answer:
+    """Ask the registry; its error is ours.
+
+    The answer holds what the stream held when it was asked, so that a script sees what its line before has done; unless
+    the registry is far behind, which is told, or is asked how it stands.
+    """
+    question = question or Question()
+    end = 0 if as_it_stands else await last_seq(bus)
     try:
-        return await asking.ask(bus, name, question or Question(), timeout_s=10)
+        answer = await asking.ask(bus, name, question, timeout_s=timeout_s)
+        behind = end - answer.position
+        if behind > FAR_BEHIND_EVENTS:
+            talk(f"the registry is catching up: this is as of event {answer.position} of {end}")
+        elif behind > 0:
+            answer = await asking.ask(bus, name, replace(question, min_seq=end), timeout_s=timeout_s)
+        return answer
     except Unavailable as error:
         raise Unavailable(f"the registry does not answer ({error.message}); is `remit up` running?") from error
 
