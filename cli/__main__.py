@@ -104,7 +104,12 @@ def test(chaos: bool, rest: tuple[str, ...]) -> None:
     # Most tests wait for real processes: four at a time on two cores, a file's tests together, as they share a stack,
     # in the order of tests/conftest.py and not by how many a file has.
     width = ["-n", "4", "--dist", "loadfile", "--no-loadscope-reorder"] if not rest and not chaos else []
-    code = subprocess.run([sys.executable, "-m", "pytest", *marks, *width, *rest]).returncode
+    try:
+        code = subprocess.run([sys.executable, "-m", "pytest", *marks, *width, *rest]).returncode
+    except BaseException:
+        if types is not None:
+            types.kill()
+        raise
     if types is not None:  # it takes one core for half a minute, which the tests leave it; its word comes last
         click.echo(types.communicate()[0], nl=False)
         code = types.returncode or code

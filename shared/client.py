@@ -136,10 +136,13 @@ class Listener:
         """Handle what waits up to the first message that there is something to wait for."""
         done: Awaitable[object] | None = None
         while self.waiting and done is None:
+            before = len(self.waiting)
             try:
                 done = self._take(self.waiting)
             except Exception as error:
                 done = self._client.tell(error)
+            if len(self.waiting) == before:
+                self.waiting.popleft()  # who fails over a message before taking it does not get it again, for ever
         return done
 
     async def _finish(self, done: Awaitable[object] | None) -> None:

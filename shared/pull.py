@@ -179,9 +179,11 @@ class _Pulls:
 
     async def _told(self, request: str, status: str, text: str) -> None:
         """The server's word on one request: a heartbeat, or its end."""
-        if status == "100":
-            return
         self._count()
+        if status == "100":
+            if len(self._open) < 2 and sum(self._open.values()) <= self._enough:
+                await self._ask()  # what came before this word was not looked at
+            return
         self._open.pop(request, None)
         self._count()
         if status == "409" and "deleted" in text.lower():
@@ -378,8 +380,8 @@ class Reader:
                     waiting.appendleft(message)
                     return None
                 said = stamps(reply)
-            if said[-6] != self._consumer:
-                continue  # a late message of the consumer before
+            if said[-6] != self._consumer or self._failure.done():
+                continue  # a late message of the consumer before; or one that must not be folded over a hole
             seq = int(said[-4])
             if seq != self.position + 1:
                 # The consumer numbers what it delivers without gaps, whatever its filter: a gap is a lost message.
@@ -389,9 +391,8 @@ class Reader:
                     continue
                 if self._whole:
                     self._fail(Gone(self._stream, self.position + 1, seq - 1))
+                    continue
             self._consumer_seq += 1
-            if self._failure.done():
-                continue  # nothing is folded over a hole, or behind what could not be folded
             self.position, self.headers = seq, headers
             try:
                 done = self._handler(subject, seq, int(said[-2]), data)

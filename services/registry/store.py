@@ -178,6 +178,7 @@ class Store:
             # By place, and without a view by a name: of a few rows it takes a third less than a statement.
             if table not in self._names:
                 self._names[table] = self._writer.table(table).columns
+                assert set(self._names[table]) == set(columns), table
             ordered = {name: columns[name] for name in self._names[table]}
             self._writer.from_arrow(_table(ordered)).insert_into(table)
 

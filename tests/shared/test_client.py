@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.bus import CREATE_ONLY, Bus
-from shared.client import Client, Listener, one_by_one
+from shared.client import Client, Listener, Waiting, one_by_one
 from shared.errors import Malformed, RemitError
 from tests.conftest import until
 from tests.stack import Stack
@@ -149,6 +149,24 @@ async def test_a_handler_that_waits_has_what_comes_meanwhile_wait_behind_it() ->
         "begin short", "begin a", "end a", "begin late", "end late", "begin short", "begin sudden", "begin b", "end b",
     ]  # fmt: skip
     assert told == ["a handler that fails later", "a handler that fails"]
+
+
+async def test_who_fails_before_taking_a_message_does_not_get_it_again() -> None:
+    client, told, taken = Client(), list[str](), list[bytes]()
+
+    async def tell(error: Exception) -> None:
+        told.append(str(error))
+
+    def take(waiting: Waiting) -> None:
+        if waiting[0][1] == b"bad":
+            raise RuntimeError("not this one")
+        taken.append(waiting.popleft()[1])
+
+    client._error_cb = tell
+    client.listeners["1"] = Listener(client, take)
+    await client._ps.parse(b"".join(message("a", "", b"", data) for data in (b"1", b"bad", b"2")))
+    await until(lambda: taken == [b"1", b"2"])
+    assert told == ["not this one"]
 
 
 async def test_a_handler_may_end_its_own_subscription(bus: Bus) -> None:
