@@ -320,6 +320,8 @@ _DECODERS_OF_NO_RUN: dict[str, Callable[[bytes], Any]] = {
 }
 TICK_DIGITS_MAX = 11
 PLAN_CACHED_BYTES_MAX = 16_384
+SUBJECT_CACHED_CHARS_MAX = 200
+_WRONG_TOKENS = "the subject has the wrong tokens for its kind"
 
 
 def _new_plan(data: bytes) -> PlanCreated:
@@ -421,10 +423,6 @@ def read(subject: str, seq: int, at_ns: int, data: bytes) -> Event:
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
             event.body = Unreadable(str(error)[:300])
     return event
-
-
-_WRONG_TOKENS = "the subject has the wrong tokens for its kind"
-SUBJECT_CACHED_CHARS_MAX = 200
 
 
 def _newly_meant(noun: str, verb: str, rest: str | None) -> _Meant | None:

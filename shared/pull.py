@@ -148,7 +148,7 @@ class _Pulls:
             return self._told(subject, headers["Status"], headers.get("Description", ""))
         if self._came_since >= self._next_look:
             self._count()
-            if len(self._open) < 2 and sum(self._open.values()) <= self._enough:
+            if self._wants_more():
                 return self._in_hand(done, ask=True)
         return done if done is None else self._in_hand(done)
 
@@ -164,6 +164,9 @@ class _Pulls:
         self._came_since = 0
         oldest = next(iter(self._open.values()), 0)
         self._next_look = oldest if len(self._open) > 1 else oldest - self._enough
+
+    def _wants_more(self) -> bool:
+        return len(self._open) < 2 and sum(self._open.values()) <= self._enough
 
     async def _in_hand(self, done: Awaitable[object] | None, *, ask: bool = False) -> None:
         self._busy = True
@@ -181,7 +184,7 @@ class _Pulls:
         """The server's word on one request: a heartbeat, or its end."""
         self._count()
         if status == "100":
-            if len(self._open) < 2 and sum(self._open.values()) <= self._enough:
+            if self._wants_more():
                 await self._ask()  # what came before this word was not looked at
             return
         self._open.pop(request, None)

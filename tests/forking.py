@@ -100,10 +100,10 @@ def run(argv: Sequence[str], environment: Mapping[str, str], timeout_s: float) -
 
 def _is_like_ours(environment: Mapping[str, str]) -> bool:
     read_once = {name: value for name, value in environment.items() if name.startswith(READ_ONCE)}
-    return read_once == {name: value for name, value in _own(environment).items() if name.startswith(READ_ONCE)}
+    return read_once == {name: value for name, value in _own_environment().items() if name.startswith(READ_ONCE)}
 
 
-def _own(environment: Mapping[str, str]) -> dict[str, str]:
+def _own_environment() -> dict[str, str]:
     """This process's environment, with the path on which Remit is found."""
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
@@ -122,7 +122,7 @@ class _Nursery:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.forking", str(theirs.fileno())],
-                cwd=ROOT, env=_own(os.environ), pass_fds=[theirs.fileno()],
+                cwd=ROOT, env=_own_environment(), pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             )  # fmt: skip
         atexit.register(self._end)
