@@ -135,7 +135,7 @@ class _Pulls:
             self._again = True  # `_listen` asks when there is a connection
 
     def _came(self, waiting: Waiting) -> Awaitable[object] | None:
-        # Not a coroutine: it runs for every message, and only some have something to wait for.
+        # Not a coroutine: few of the messages that come have something to wait for.
         self._quiet = 0
         before = len(waiting)
         try:

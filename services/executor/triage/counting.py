@@ -14,14 +14,7 @@ from services.executor.triage.closing import Account
 from services.executor.triage.fold import exception_class
 from services.executor.triage.mask import WILDCARD, digits_as_one, shape_of
 from services.executor.triage.miner import merge_shapes
-from services.executor.triage.model import (
-    EVIDENCE_MAX,
-    SAMPLE_CHARS_MAX,
-    SAMPLE_CHARS_SHORT,
-    SAMPLES_CHARS_MAX,
-    SEVERITIES,
-    SHAPES_MAX,
-)
+from services.executor.triage.model import EVIDENCE_MAX, SAMPLE_CHARS_SHORT, SAMPLES_CHARS_MAX, SEVERITIES, SHAPES_MAX
 from services.executor.triage.naming import Event, Name
 from services.executor.triage.tally import Tally
 from shared.redact import redact
@@ -156,8 +149,7 @@ class Counting:
 
     def _keep(self, tally: Tally, event: Event) -> None:
         """Keeps the first events of a template, and its latest, as samples."""
-        # As nearly every event is: one line, and short.
-        text = event.text if event.head is None and len(event.text) <= SAMPLE_CHARS_MAX else event.sample()
+        text = event.sample()
         if len(text) > SAMPLE_CHARS_SHORT and self._sample_chars > SAMPLES_CHARS_MAX:
             text = sample(text, SAMPLE_CHARS_SHORT)
         self._sample_chars += len(text)
