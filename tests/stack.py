@@ -126,6 +126,11 @@ class Stack:
             process.kill()
             process.wait()
 
+    def ended(self) -> dict[str, int]:
+        """What has ended although nobody ended it, and its exit status. Nothing here starts a process again."""
+        statuses = {name: process.poll() for name, process in self.processes.items()}
+        return {name: status for name, status in statuses.items() if status is not None}
+
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 

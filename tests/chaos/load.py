@@ -17,7 +17,7 @@ import msgspec
 
 from shared.append import Appender
 from shared.bus import ApiError, Bus
-from shared.clock import NS_PER_S
+from shared.clock import NS_PER_S, rfc3339
 from shared.errors import RemitError, Unavailable
 from shared.ledger import Answer, Question
 from shared.streams import ensure, work_queue
@@ -37,7 +37,7 @@ from tests.auditor import Message, audit
 from tests.chaos import mix
 from tests.chaos.mix import Kind
 from tests.chaos.robot import Robot
-from tests.conftest import until
+from tests.conftest import WITHIN_S, until
 from tests.stack import ROOT, Stack
 
 LEASE_S = 2
@@ -51,6 +51,8 @@ SHORT_LEASE = {
 SLOW_TIMEOUT_S = 20
 PAGE = 1_000
 PERFORMED = "performed"
+LOG_CHARACTERS = 3_000  # of each service, where a run does not end
+EVENT_BYTES = 300
 
 
 def seed() -> int:
@@ -156,6 +158,33 @@ class Load:
         except (Unavailable, ApiError):
             return False  # the server is down or has not recovered its streams yet
         return self.runs.keys() <= {int(subject.rsplit(".", 1)[1]) for subject in ends}
+
+
+async def until_ended(stack: Stack, bus: Bus, runs: Load, within_s: float = WITHIN_S) -> None:
+    """Wait until every run has ended. One that does not is the hardest failure to see again: all is told of it."""
+    try:
+        await until(lambda: stack.ended() or runs.ended(), within_s)
+        assert stack.ended() == {}
+    except (TimeoutError, AssertionError) as error:
+        raise AssertionError("\n".join(await situation(stack, bus, runs))) from error
+
+
+async def situation(stack: Stack, bus: Bus, runs: Load) -> list[str]:
+    """Where a load stands: which processes have ended, their logs, the queues, the events of each run without end."""
+    told = [f"ended by themselves: {stack.ended()}"]
+    told += [f"{name}: {stack.log(name)[-LOG_CHARACTERS:]}" for name in stack.processes]
+    for queue in (await bus.api(f"CONSUMER.LIST.{EVENTS}"))["consumers"]:
+        counts = {what: count for what, count in queue.items() if what.startswith("num_") and count}
+        told.append(f"consumer {queue['name']}: {counts}")
+    messages = await whole_stream(bus)
+    for run in sorted(runs.runs.keys() - ends_of(messages).keys()):
+        told.append(f"run {run} ({runs.runs[run].name}) has no end:")
+        told += [
+            f"  {seq} {rfc3339(at_ns)} {subject} {data[:EVENT_BYTES].decode(errors='replace')}"
+            for subject, seq, at_ns, data in messages
+            if seq == run or subject.split(".")[2:3] == [str(run)]
+        ]
+    return told
 
 
 async def subjects(bus: Bus, pattern: str) -> Mapping[str, int]:

@@ -15,14 +15,15 @@ from collections.abc import Mapping
 import msgspec
 
 from shared.append import Appender
-from shared.bus import connect
+from shared.bus import Bus, connect
 from shared.config import nats_url
-from shared.errors import AlreadySaid
+from shared.errors import AlreadySaid, Unavailable
 from shared.pull import Delivery, Puller
 from tests.chaos.load import LEASE_S
 from tests.chaos.mix import SLOW_TASK, TOKENS_TASK
 
 TAKES_S = (0.05, 0.4)
+NATS_AGAIN_S = 0.2
 
 
 class Outsider:
@@ -83,11 +84,20 @@ class Outsider:
             return  # somebody else's stands, or the first try of this one
 
 
+async def connected() -> Bus:
+    """A storm starts it at any moment, also when NATS is down, and nobody starts it a second time."""
+    while True:
+        try:
+            return await connect(nats_url(), "chaos-slow")
+        except Unavailable:
+            await asyncio.sleep(NATS_AGAIN_S)
+
+
 async def main() -> None:
+    bus = await connected()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    bus = await connect(nats_url(), "chaos-slow")
     outsider = Outsider(await Appender(bus).start(), os.environ.get("CHAOS_PERFORMED", ""))
     await bus.subscribe("step.cancel_requested.>", outsider.on_cancel)
     tasks: set[asyncio.Task[None]] = set()

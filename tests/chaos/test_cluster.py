@@ -153,8 +153,7 @@ async def leader(bus: Bus) -> str:
 
 async def judge(remit: Stack, bus: Bus, runs: Load) -> None:
     """Every run has ended once and as it must, and no service has ended."""
-    await until(runs.ended, within_s=WITHIN_S + SOURCE_AGAIN_S)
-    assert {name: process.poll() for name, process in remit.processes.items()} == dict.fromkeys(remit.processes)
+    await load.until_ended(remit, bus, runs, within_s=WITHIN_S + SOURCE_AGAIN_S)
     ends = await load.examine(remit, bus)
     print(runs.tally(ends))
     assert runs.wrong(ends) == {}

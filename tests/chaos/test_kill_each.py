@@ -61,7 +61,7 @@ async def test_a_kill_under_load_loses_and_repeats_nothing(
         await until(lambda at=began + moment: load.passed(client, at))
         KILL[name](remit)
     await submitting
-    await until(runs.ended)
+    await load.until_ended(remit, client, runs)
     ends = await load.examine(remit, client)
     assert runs.wrong(ends) == {}
     assert len(runs.runs) == RUNS

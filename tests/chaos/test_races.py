@@ -105,7 +105,7 @@ async def race(remit: Stack, bus: Bus, runs: Load, chance: random.Random, *, rac
     for begun in range(0, races, WAVE // 2):
         wave = [kind for kind in (EXPIRE, CANCEL) for _ in range(min(WAVE // 2, races - begun))]
         await asyncio.gather(*(runs.submit(kind) for kind in wave))
-        await until(runs.ended)
+        await load.until_ended(remit, bus, runs)
     messages = await load.whole_stream(bus)
     assert audit(messages, cancel_patience_s=load.CANCEL_PATIENCE_S) == []
     ends = load.ends_of(messages)

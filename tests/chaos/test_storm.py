@@ -54,6 +54,7 @@ class Storm:
 
     async def injure(self) -> None:
         """One injection, and a pause before the next."""
+        assert self._stack.ended() == {}
         self._go_on()
         name = self._chance.choice([one for one in sorted(self._start) if one not in self._still])
         how = self._chance.choice(["kill", "kill", "kill", "still", "still", "restart", "worker", "worker still"])
@@ -113,7 +114,7 @@ def starters(stack: Stack) -> dict[str, Callable[[], None]]:
 async def over(stack: Stack, bus: Bus, runs: Load, goals: int, *, grace_s: float = GRACE_S) -> None:
     """Every run has ended, once, as its kind may; nothing of any step is left; the record holds."""
     began_s = time.monotonic()
-    await until(runs.ended, within_s=120)
+    await load.until_ended(stack, bus, runs, within_s=120)
     await until(lambda: not sleeping(), within_s=grace_s)
     print(f"the last run had ended {time.monotonic() - began_s:.1f} s after the last injection")
     ends = await load.examine(stack, bus)
@@ -149,7 +150,8 @@ async def storm(
     if SECOND not in stack.processes:
         stack.start_as(SECOND, [sys.executable, "-m", "services.executor"])
     began_s = time.monotonic()
-    weather = Storm(stack, chance, pause_s)
+    # A chance of its own: the robots draw from the other one, whenever they have something to say.
+    weather = Storm(stack, random.Random(chance.getrandbits(64)), pause_s)
     submitting: list[asyncio.Task[None]] = []
     for i in range(injections):
         share = goals * (i + 1) // injections - goals * i // injections
