@@ -16,7 +16,7 @@ import msgspec
 from bench.floor import STREAM, Sizes
 from bench.load import Client, measured
 from bench.stack import stack
-from cli.speak import ask
+from shared import asking
 from shared.append import Appender
 from shared.bus import Bus
 from shared.ledger import Question
@@ -28,6 +28,7 @@ SERVICES = ("planner", "executor", "registry")
 GOAL = b'{"tasks":["noop","noop","noop"]}'
 ROUNDS = 2
 WARM_S = 1.0
+ASK_S = 10.0
 LOOK_S = 0.1  # how often the fold is looked at, and how exactly its lag is known
 
 
@@ -82,13 +83,13 @@ async def _measure(
         tell(f"round {number} of {ROUNDS}: the floor")
         floor_rounds.append(await under.saturated(seconds / ROUNDS))
         tell(f"round {number} of {ROUNDS}: Remit")
-        await ask(bus, "status", Question(min_seq=await last_seq(bus)))
+        await _folded(bus, await last_seq(bus))
         before, began_s = await last_seq(bus), time.perf_counter()
         watching = asyncio.create_task(_most_behind_s(bus, seconds / ROUNDS))
         remit_rounds.append(await remit.saturated(seconds / ROUNDS))
         behind_s = max(behind_s, await watching)
         end = await last_seq(bus)
-        await ask(bus, "status", Question(min_seq=end))
+        await _folded(bus, end)
         folded, fold_s = folded + end - before, fold_s + time.perf_counter() - began_s
     tell("one at a time")
     floor_ms, remit_ms = [], []
@@ -121,9 +122,14 @@ async def _most_behind_s(bus: Bus, seconds: float) -> float:
     end_s = time.perf_counter() + seconds
     while time.perf_counter() < end_s:
         told.append((time.perf_counter(), await last_seq(bus)))
-        position = (await ask(bus, "status", Question())).position
+        position = await _folded(bus)
         told = [(at_s, seq) for at_s, seq in told if seq > position]
         if told:
             most_s = max(most_s, time.perf_counter() - told[0][0])
         await asyncio.sleep(LOOK_S)
     return most_s
+
+
+async def _folded(bus: Bus, at_least: int = 0) -> int:
+    """The event up to which the registry's tables go: as they stand, or when they go so far."""
+    return (await asking.ask(bus, "status", Question(min_seq=at_least), timeout_s=ASK_S)).position
