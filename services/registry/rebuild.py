@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from services.registry.fold import Fold
-from services.registry.store import Store
+from services.registry.store import ROW_GROUP_ROWS, Store
 from shared.archive.store import Archive, stretches
 from shared.bus import Bus
 from shared.errors import Unavailable
@@ -12,7 +12,7 @@ from shared.pull import Gone, Reader
 from shared.streams import first_seq, standing
 from shared.subjects import EVENTS
 
-BATCH_EVENTS = 122_880  # a row group of DuckDB: it goes to the file at once, and not through the log first
+BATCH_EVENTS = 2 * ROW_GROUP_ROWS  # whole row groups go to the file at once, and not through the log first
 ARCHIVED_ROWS = 2_048  # folded at a stretch: whoever asks something meanwhile waits that long
 SILENCE_S = 30.0
 WAY_OUT = "start the registry with --archive TO (or REMIT_ARCHIVE), the archive that has them"

@@ -30,6 +30,9 @@ TABLES_AND_VIEWS = frozenset((*TABLES, *VIEWS))
 
 MEMORY = "1GB"  # rows that are read again come from the page cache; what must be held is one batch and one answer
 SPILL = "4GB"
+# A checkpoint compresses the last row group of every table anew, full or not. With DuckDB's own 122,880 rows the live
+# fold stands still for three times as long; the questions are as quick with either (docs/performance.md).
+ROW_GROUP_ROWS = 20_480
 SQL_CHARS_MAX = 20_000
 SELECT_FETCH_ROWS = 256
 SELECT_BYTES_MAX = 700_000  # one NATS message holds an answer, and 1 MiB at most
@@ -101,7 +104,7 @@ class Store:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._writer = duckdb.connect(str(path))
+            self._writer = _opened(path)
         except duckdb.IOException as error:
             raise RemitError(f"{path} cannot be opened (is another registry running on it?): {error}") from error
         self._writer.execute(f"set threads = {threads}")
@@ -121,6 +124,10 @@ class Store:
 
     def close(self) -> None:
         self._writer.close()
+
+    def _cursor(self) -> Any:
+        """A connection of one's own for an answer."""
+        return _in_ledger(self._writer.cursor())
 
     def _shape(self) -> str:
         """What the file says of its tables: "" when it has none yet, `unknown` when it does not say."""
@@ -185,7 +192,7 @@ class Store:
     def ask(self, question: str, values: dict[str, Any]) -> list[dict[str, Any]]:
         """The rows that answer `sql/<question>.sql`; times as RFC 3339 text."""
         text = sql(question)
-        cursor = self._writer.cursor()
+        cursor = self._cursor()
         try:
             used = {name: value for name, value in values.items() if f"${name}" in text}
             cursor.execute(text, used)
@@ -198,7 +205,7 @@ class Store:
         """Columns and rows of somebody's query, and why rows are missing ("" when none are); Malformed if it is bad."""
         if len(text) > SQL_CHARS_MAX:
             raise Malformed(f"the query has {len(text)} characters; {SQL_CHARS_MAX} at most", field="sql")
-        cursor = self._writer.cursor()
+        cursor = self._cursor()
         ending = threading.Timer(time_s, cursor.interrupt)
         ending.daemon = True
         self._strangers.add(cursor)
@@ -236,7 +243,7 @@ class Store:
 
     def active_events(self) -> list[tuple[str, int, int, bytes, str | None]]:
         """Subject, sequence, stamp (µs), data and unreadable's reason of what a restarted fold starts from."""
-        cursor = self._writer.cursor()
+        cursor = self._cursor()
         rows = cursor.execute(sql("active_events")).fetchall()
         cursor.close()
         return [
@@ -246,13 +253,30 @@ class Store:
 
     def digest(self) -> dict[str, str]:
         """For each table its count of rows and a sum of their hashes, whatever order they lie in."""
-        cursor = self._writer.cursor()
+        cursor = self._cursor()
         found: dict[str, str] = {}
         for table in TABLES:
             count, total = cursor.execute(f"select count(*), sum(hash(t)) from {table} t").fetchone()
             found[table] = f"{count}:{hashlib.sha256(str(total).encode()).hexdigest()[:16]}"
         cursor.close()
         return found
+
+
+def _opened(path: Path) -> Any:
+    """A connection to the file, made if it is not there. Only what is attached may have row groups of another size."""
+    db = duckdb.connect()
+    quoted = str(path).replace("'", "''")
+    try:
+        db.execute(f"attach '{quoted}' as ledger (row_group_size {ROW_GROUP_ROWS})")
+    except BaseException:
+        db.close()
+        raise
+    return _in_ledger(db)
+
+
+def _in_ledger(connection: Any) -> Any:
+    connection.execute("use ledger")
+    return connection
 
 
 def _table(columns: Columns) -> Any:

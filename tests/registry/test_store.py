@@ -1,0 +1,38 @@
+"""The file itself: where it may lie, and how its rows lie in it."""
+
+from pathlib import Path
+
+import duckdb
+
+from services.registry.fold import Fold
+from services.registry.store import ROW_GROUP_ROWS, Store
+from tests.controls import Stream
+
+
+def test_a_file_may_lie_anywhere(tmp_path: Path) -> None:
+    """Its place is a word of the statement that attaches it."""
+    path = tmp_path / "Ann's ledgers; detach x" / "a 'ledger'.duckdb"
+    made = Store(path)
+    made.begin("EVENTS", "2026")
+    made.close()
+    again = Store(path)
+    assert again.position() == ("2026", 0)
+    again.close()
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+def test_row_groups_are_small_also_of_a_file_that_is_opened_again(tmp_path: Path) -> None:
+    """How long a checkpoint takes follows from it, and nothing in the file keeps it for the next one who opens it."""
+    path = tmp_path / "ledger.duckdb"
+    stream, fold = Stream(), Fold()
+    for _ in range(2):
+        made = Store(path)
+        for _ in range(ROW_GROUP_ROWS + 1):
+            stream.put("goal.submitted", b'{"tasks": ["noop"]}')
+            fold.add(*stream.messages[-1])
+        made.write(fold.take())
+        made.close()
+    query = "select max(count) from pragma_storage_info('events') where column_name = 'seq'"
+    with duckdb.connect(str(path), read_only=True) as file:
+        assert file.execute("select count(*) from events").fetchone() == (2 * (ROW_GROUP_ROWS + 1),)
+        assert file.execute(query).fetchone() == (ROW_GROUP_ROWS,)
