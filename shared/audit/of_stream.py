@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from shared.audit.findings import Announced, Audited, Finding, Note
-from shared.audit.of_run import HEARD, RunLine
+from shared.audit.lines import RunLine
+from shared.audit.of_run import HEARD
 from shared.audit.reading import NS, Kept, body_of, is_name
 
 NOTES_MAX = 1_000

@@ -20,7 +20,9 @@ ROOMS = ("shared", "services", "cli")
 KINDS_SPOKEN = {
     "shared/subjects.py": "builds every subject",
     "shared/events.py": "the table of kinds",
+    "shared/audit/of_questions.py": "the shapes of its kinds",
     "shared/audit/of_run.py": "judges by kind, with code of its own",
+    "shared/audit/of_steps.py": "the shapes of its kinds",
     "shared/audit/of_stream.py": "tells goals, ticks and ends apart",
     "shared/audit/reading.py": "shapes of its own, by kind",
     "shared/proof/sealing.py": "links the messages of a run from its goal to its end",
