@@ -3,15 +3,10 @@ on free loopback ports, once for the folder, and gone after it.
 """
 
 import asyncio
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,143 +21,80 @@ from shared.plan import TaskSpec
 from shared.pull import Delivery, Puller
 from shared.streams import worker_queue
 from shared.subjects import ARTIFACTS_BUCKET, CONFIG_BUCKET, EVENTS, artifact, step_completed, task_key, worker_consumer
-from tests import forking
+from tests.stack import SERVICES, Stack, until
 
-ROOT = Path(__file__).parents[2]
 WITHIN_S = 20.0
 HEARTBEAT_S = 0.3
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-class Stack:
-    """Processes by name; what is started here is ended here."""
+class WebStack(Stack):
+    """A stack with a gateway; `web` is its address."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.nats_port = free_port()
-        self.nats_url = f"nats://127.0.0.1:{self.nats_port}"
-        self.port_file = folder / "port"
+        super().__init__(folder, {"REMIT_HTTP_HOSTS": "remit.example", "REMIT_HTTP_HEARTBEAT_S": str(HEARTBEAT_S)})
         self.port = 0
-        self.processes: dict[str, forking.Process] = {}
-        self.env = {
-            **os.environ,
-            "REMIT_NATS_URL": self.nats_url,
-            "REMIT_DATA_DIR": str(folder),
-            "PYTHONPATH": str(ROOT),
-            "REMIT_HTTP": "127.0.0.1:0",
-            "REMIT_HTTP_PORT_FILE": str(self.port_file),
-            "REMIT_HTTP_HOSTS": "remit.example",
-            "REMIT_HTTP_HEARTBEAT_S": str(HEARTBEAT_S),
-        }
-
-    def start_nats(self) -> None:
-        server = str(Path(sys.executable).parent / "nats-server")
-        self._spawn(
-            "nats", [server, "-a", "127.0.0.1", "-p", str(self.nats_port), "-js", "-sd", str(self.folder / "js")]
-        )
-        _until(self._nats_listens)
-
-    def start(self, service: str) -> None:
-        self._spawn(service, [sys.executable, "-m", f"services.{service}"])
 
     def start_gateway(self) -> None:
-        self.port_file.unlink(missing_ok=True)
+        port_file = Path(self.environment["REMIT_HTTP_PORT_FILE"])
+        port_file.unlink(missing_ok=True)
         self.start("gateway")
-        _until(self.port_file.exists)
-        self.port = int(self.port_file.read_text())
-
-    def stop(self, name: str) -> int:
-        """Ask the process to end; its exit status."""
-        process = self.processes.pop(name)
-        process.send_signal(signal.SIGTERM)
-        try:
-            return process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
-        finally:
-            process.wait()
-
-    def log(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text()
+        until(port_file.exists, "the gateway listens", WITHIN_S)
+        self.port = int(port_file.read_text())
 
     @property
-    def url(self) -> str:
+    def web(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-    def _spawn(self, name: str, argv: list[str]) -> None:
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = forking.start(argv, self.env, log, log)
 
     def is_ready(self) -> bool:
         """Whether the gateway and all that it stands on answer."""
         try:
-            with urllib.request.urlopen(f"{self.url}/readyz", timeout=WITHIN_S) as answer:
+            with urllib.request.urlopen(f"{self.web}/readyz", timeout=WITHIN_S) as answer:
                 return answer.status == 200
         except urllib.error.HTTPError as error:
             error.close()
             return False
 
-    def _nats_listens(self) -> bool:
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            return probe.connect_ex(("127.0.0.1", self.nats_port)) == 0
 
-
-def _until(condition: Callable[[], bool]) -> None:
-    """Wait in a test that has no loop yet."""
-    end_s = time.monotonic() + WITHIN_S
-    while not condition():
-        assert time.monotonic() < end_s, f"still not so after {WITHIN_S:g} s"
-        time.sleep(0.01)
+@contextmanager
+def _started(folder: Path, *services: str) -> Iterator[WebStack]:
+    made = WebStack(folder)
+    try:
+        made.start_nats()
+        for service in services:
+            made.start(service)
+        made.start_gateway()
+        yield made
+    finally:
+        for name in reversed(list(made.processes)):
+            made.stop(name)
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    made = Stack(tmp_path_factory.mktemp("gateway"))
-    try:
-        made.start_nats()
-        for service in ("planner", "executor", "registry"):
-            made.start(service)
-        made.start_gateway()
-        _until(made.is_ready)  # the registry may be slower than the first test
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebStack]:
+    with _started(tmp_path_factory.mktemp("gateway"), *SERVICES) as made:
+        until(made.is_ready, "the gateway is ready", WITHIN_S)  # the registry may be slower than the first test
         yield made
-    finally:
-        for name in reversed(list(made.processes)):
-            made.stop(name)
 
 
 @pytest.fixture
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebStack]:
     """A stack of a test's own, with NATS and gateway only, in which things may be killed."""
-    made = Stack(tmp_path_factory.mktemp("alone"))
-    try:
-        made.start_nats()
-        made.start_gateway()
+    with _started(tmp_path_factory.mktemp("alone")) as made:
         yield made
-    finally:
-        for name in reversed(list(made.processes)):
-            made.stop(name)
 
 
 @pytest.fixture
-async def bus(stack: Stack) -> AsyncIterator[Bus]:
-    made = await connect(stack.nats_url, "gateway-test")
+async def bus(stack: WebStack) -> AsyncIterator[Bus]:
+    made = await connect(stack.url, "gateway-test")
     yield made
     await made.close()
 
 
 @pytest.fixture
-async def web(stack: Stack) -> AsyncIterator[aiohttp.ClientSession]:
+async def web(stack: WebStack) -> AsyncIterator[aiohttp.ClientSession]:
     """A client of the gateway; redirects and compressed answers would be a surprise."""
     timeout = aiohttp.ClientTimeout(total=WITHIN_S)
-    async with aiohttp.ClientSession(stack.url, timeout=timeout) as session:
+    async with aiohttp.ClientSession(stack.web, timeout=timeout) as session:
         yield session
 
 

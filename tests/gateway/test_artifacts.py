@@ -13,7 +13,7 @@ from shared.events import Artifact, encode
 from shared.plan import Reused
 from shared.subjects import ARTIFACTS_BUCKET, artifact, goal_submitted, plan_created
 from tests import controls
-from tests.gateway.conftest import Outsider, Stack, ended, problem, submitted
+from tests.gateway.conftest import Outsider, WebStack, ended, problem, submitted
 
 REPORT = b"# Report\n\nAll is well \xe2\x9c\x93\n"
 
@@ -166,9 +166,9 @@ async def test_a_media_type_can_smuggle_nothing(
         assert answer.headers["Content-Security-Policy"] == "sandbox; default-src 'none'"
 
 
-async def test_what_was_reused_comes_from_the_run_that_left_it(alone: Stack) -> None:
+async def test_what_was_reused_comes_from_the_run_that_left_it(alone: WebStack) -> None:
     """The announcement names that run; bytes of the same name under the new one are not taken for it."""
-    bus = await connect(alone.nats_url, "gateway-test")
+    bus = await connect(alone.url, "gateway-test")
     first, again = [msgspec.json.decode(await bus.request(goal_submitted(), b"{}"))["seq"] for _ in range(2)]
     sha256, size = await bus.object_put(ARTIFACTS_BUCKET, artifact(first, "report.md"), REPORT)
     await bus.object_put(ARTIFACTS_BUCKET, artifact(again, "report.md"), b"another")
@@ -176,7 +176,7 @@ async def test_what_was_reused_comes_from_the_run_that_left_it(alone: Stack) -> 
     reused = {"a": Reused(outputs={"n": 1}, artifacts=[kept], host="tower")}
     plan = controls.plan(controls.step("a"), controls.step("b"), retry_of=first, from_step="b", reused=reused)
     await bus.request(plan_created(again), encode(plan))
-    async with aiohttp.ClientSession(alone.url) as web:
+    async with aiohttp.ClientSession(alone.web) as web:
         async with web.get(f"/api/runs/{again}") as answer:
             view = await answer.json()
         assert (view["retry_of"], [step["reused_from"] for step in view["steps"]]) == (first, [first, None])

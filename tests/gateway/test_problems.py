@@ -14,7 +14,7 @@ from services.gateway.shell import Shell
 from shared.bus import Bus
 from shared.plan import GOAL_BYTES_MAX
 from shared.streams import last_seq
-from tests.gateway.conftest import WITHIN_S, Stack, problem
+from tests.gateway.conftest import WITHIN_S, WebStack, problem
 
 JSON = {"Content-Type": "application/json"}
 
@@ -228,7 +228,7 @@ async def test_a_wrong_method_is_405_and_says_which_are_right(
         assert answer.headers["Allow"] == allow
 
 
-async def raw(stack: Stack, request: bytes) -> tuple[int, dict[str, str], bytes]:
+async def raw(stack: WebStack, request: bytes) -> tuple[int, dict[str, str], bytes]:
     """One answer to bytes that no client would send."""
     reader, writer = await asyncio.open_connection("127.0.0.1", stack.port)
     async with asyncio.timeout(WITHIN_S):
@@ -261,7 +261,9 @@ async def raw(stack: Stack, request: bytes) -> tuple[int, dict[str, str], bytes]
     ids=["no http", "version", "no host", "two hosts", "absolute", "two slashes", "header", "target", "length",
          "chunk", "expect", "announced"],
 )  # fmt: skip
-async def test_what_is_no_request_is_told_so_in_the_same_words(stack: Stack, request_bytes: bytes, status: int) -> None:
+async def test_what_is_no_request_is_told_so_in_the_same_words(
+    stack: WebStack, request_bytes: bytes, status: int
+) -> None:
     code, headers, body = await raw(stack, request_bytes)
     assert code == status, body
     assert headers["content-type"] == "application/problem+json"

@@ -10,7 +10,8 @@ import pytest
 from services.gateway.guards import is_loopback
 from services.gateway.shell import address
 from shared.errors import Malformed
-from tests.gateway.conftest import ROOT, WITHIN_S, Stack, ended, problem, submitted
+from tests.gateway.conftest import WITHIN_S, WebStack, ended, problem, submitted
+from tests.stack import ROOT
 
 
 async def test_a_ready_stack_says_how_far_each_part_is(web: aiohttp.ClientSession) -> None:
@@ -30,12 +31,12 @@ async def test_a_ready_stack_says_how_far_each_part_is(web: aiohttp.ClientSessio
         assert (answer.status, await answer.json()) == (200, {"live": True})
 
 
-async def test_where_it_listens_is_logged_and_written(stack: Stack) -> None:
+async def test_where_it_listens_is_logged_and_written(stack: WebStack) -> None:
     assert f"listening on http://127.0.0.1:{stack.port}" in stack.log("gateway")
 
 
-async def test_without_a_registry_runs_can_still_be_started_and_read(alone: Stack) -> None:
-    async with aiohttp.ClientSession(alone.url) as web:
+async def test_without_a_registry_runs_can_still_be_started_and_read(alone: WebStack) -> None:
+    async with aiohttp.ClientSession(alone.web) as web:
         run = await submitted(web, {"tasks": ["noop"]})
         async with web.get(f"/api/runs/{run}") as answer:
             assert (await answer.json())["status"] == "pending"
@@ -54,8 +55,8 @@ async def test_without_a_registry_runs_can_still_be_started_and_read(alone: Stac
         assert [name for name, check in told["checks"].items() if not check["ok"]] == ["registry"]
 
 
-async def test_without_nats_it_lives_and_says_so_and_comes_back(alone: Stack) -> None:
-    async with aiohttp.ClientSession(alone.url) as web:
+async def test_without_nats_it_lives_and_says_so_and_comes_back(alone: WebStack) -> None:
+    async with aiohttp.ClientSession(alone.web) as web:
         run = await submitted(web, {"tasks": ["noop"]})
         stream = await web.get(f"/api/runs/{run}/events", headers={"Accept": "text/event-stream"})
         alone.stop("nats")
@@ -87,11 +88,11 @@ async def test_without_nats_it_lives_and_says_so_and_comes_back(alone: Stack) ->
             assert answer.status == 404, "what was refused with 503 was not started later"
 
 
-async def test_a_subject_that_is_no_text_stops_nobody(alone: Stack) -> None:
+async def test_a_subject_that_is_no_text_stops_nobody(alone: WebStack) -> None:
     """The server stores any bytes as a subject, so every reader of the stream meets them, and again after a restart."""
     for service in ("executor", "registry", "planner"):
         alone.start(service)
-    async with aiohttp.ClientSession(alone.url) as web:
+    async with aiohttp.ClientSession(alone.web) as web:
         first = await submitted(web, {"tasks": ["noop"]})
         await ended(web, first)
         reader, writer = await asyncio.open_connection("127.0.0.1", alone.nats_port)
@@ -107,8 +108,8 @@ async def test_a_subject_that_is_no_text_stops_nobody(alone: Stack) -> None:
             assert (await answer.json())["events"][-1]["applied"] is False
 
 
-async def test_it_ends_at_once_with_followers_and_idle_connections(alone: Stack) -> None:
-    async with aiohttp.ClientSession(alone.url) as web:
+async def test_it_ends_at_once_with_followers_and_idle_connections(alone: WebStack) -> None:
+    async with aiohttp.ClientSession(alone.web) as web:
         run = await submitted(web, {"tasks": ["noop"]})
         stream = await web.get(f"/api/runs/{run}/events", headers={"Accept": "text/event-stream"})
         idle = await asyncio.open_connection("127.0.0.1", alone.port)
@@ -120,11 +121,11 @@ async def test_it_ends_at_once_with_followers_and_idle_connections(alone: Stack)
         idle[1].close()
 
 
-async def test_a_port_that_is_taken_is_told_in_one_line(stack: Stack) -> None:
+async def test_a_port_that_is_taken_is_told_in_one_line(stack: WebStack) -> None:
     done = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-m", "services.gateway"],
-        env={**stack.env, "REMIT_HTTP": f"127.0.0.1:{stack.port}"},
+        env={**stack.environment, "REMIT_HTTP": f"127.0.0.1:{stack.port}"},
         cwd=ROOT,
         capture_output=True,
         timeout=WITHIN_S,

@@ -13,7 +13,7 @@ from shared.plan import canonical
 from shared.streams import last_seq
 from shared.subjects import plan_created, registry, run_completed, step_completed
 from tests.conftest import until
-from tests.gateway.conftest import Stack, ended, problem, submitted
+from tests.gateway.conftest import WebStack, ended, problem, submitted
 
 
 async def test_a_goal_is_accepted_with_the_number_of_its_run(web: aiohttp.ClientSession) -> None:
@@ -204,7 +204,7 @@ async def test_tokens_have_a_total_even_when_nothing_was_called(web: aiohttp.Cli
 
 
 async def test_hosts_are_agents_that_answer_and_hosts_that_have_worked(
-    web: aiohttp.ClientSession, bus: Bus, stack: Stack
+    web: aiohttp.ClientSession, bus: Bus, stack: WebStack
 ) -> None:
     async def never(_data: bytes, _reply: str) -> None:
         raise AssertionError("discovery asks no endpoint")
