@@ -10,6 +10,7 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,29 @@ class Load:
         except (Unavailable, ApiError):
             return False  # the server is down or has not recovered its streams yet
         return self.runs.keys() <= {int(subject.rsplit(".", 1)[1]) for subject in ends}
+
+
+class Feed:
+    """Goals of the load's mix, `goals` at a time with a pause between, until `stop`."""
+
+    def __init__(self, runs: Load, *, goals: int, pause_s: float) -> None:
+        self._runs = runs
+        self._goals = goals
+        self._pause_s = pause_s
+        self._over = asyncio.Event()
+        self._task = asyncio.create_task(self._go())
+
+    async def _go(self) -> None:
+        while not self._over.is_set():
+            await self._runs.submit_mix(self._goals)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), self._pause_s)
+
+    async def stop(self) -> int:
+        """No more; how many there were."""
+        self._over.set()
+        await self._task
+        return self._runs.submitted
 
 
 async def until_ended(stack: Stack, bus: Bus, runs: Load, within_s: float = WITHIN_S) -> None:

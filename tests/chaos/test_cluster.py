@@ -109,25 +109,6 @@ async def whole(bus: Bus) -> bool:
     return all(map(is_whole, await asyncio.gather(*(group(bus, f"STREAM.INFO.{stream}") for stream in STREAMS))))
 
 
-class Feed:
-    """Goals of the mix, without end, until `stop`."""
-
-    def __init__(self, runs: Load) -> None:
-        self._runs = runs
-        self._over = asyncio.Event()
-        self._task = asyncio.create_task(self._go())
-
-    async def _go(self) -> None:
-        while not self._over.is_set():
-            await self._runs.submit_mix(GOALS_AT_A_TIME)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._over.wait(), PAUSE_S)
-
-    async def stop(self) -> None:
-        self._over.set()
-        await self._task
-
-
 async def lose(remit: Stack, bus: Bus, node: str, *, still: bool = False) -> None:
     """kill -9 of a node, or SIGSTOP; the load goes on without it, and with it when it is back with what it missed."""
     end = await events_stored(bus)
@@ -165,7 +146,7 @@ async def test_a_node_may_die_and_then_another(remit: Stack, client: Bus, runs: 
     """The leader of EVENTS is killed under load and comes back, then its successor: nothing is lost or done twice."""
     for queue in ("planner", worker_consumer("noop"), worker_consumer(SLOW_TASK)):
         await until(lambda queue=queue: kept_by_all(client, queue), within_s=WITHIN_S)
-    feed = Feed(runs)
+    feed = load.Feed(runs, goals=GOALS_AT_A_TIME, pause_s=PAUSE_S)
     for _ in range(2):
         await lose(remit, client, await leader(client))
     await feed.stop()
@@ -184,7 +165,7 @@ async def test_nodes_may_die_one_by_one_for_long(remit: Stack, client: Bus, runs
 
     Steps that nobody performs end by their timers, which may be late: see docs/cluster.md.
     """
-    feed = Feed(runs)
+    feed = load.Feed(runs, goals=GOALS_AT_A_TIME, pause_s=PAUSE_S)
     for _ in range(10):
         await runs.submit(NOBODYS)
         load.kill_worker_child(remit)

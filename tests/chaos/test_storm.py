@@ -169,27 +169,6 @@ async def storm(
 FED_LEAST = 140  # goals: about half as many attempts of the outsider's, so that a repetition would show
 
 
-class Feed:
-    """Goals of the mix, a few at a time, until `stop`."""
-
-    def __init__(self, runs: Load) -> None:
-        self._runs = runs
-        self._over = asyncio.Event()
-        self._task = asyncio.create_task(self._go())
-
-    async def _go(self) -> None:
-        while not self._over.is_set():
-            await self._runs.submit_mix(GOALS_AT_A_TIME)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._over.wait(), FEED_S)
-
-    async def stop(self) -> int:
-        """No more; how many there were."""
-        self._over.set()
-        await self._task
-        return len(self._runs.runs)
-
-
 async def test_every_kind_of_run_ends_as_it_must(remit: Stack, client: Bus, mixed: Load) -> None:
     """Without any weather, so that what a storm finds is the storm's."""
     await mixed.submit_mix(2 * len(MIX))
@@ -207,7 +186,7 @@ async def test_a_rolling_restart_loses_and_repeats_nothing(remit: Stack, client:
     for task in (SLOW_TASK, TOKENS_TASK):
         await load.set_lease(client, task, PATIENT_LEASE_S)
     before = load.performed(remit)
-    feed = Feed(mixed)
+    feed = load.Feed(mixed, goals=GOALS_AT_A_TIME, pause_s=FEED_S)
     for name in [name for _ in range(2) for name in starts if name != "nats"]:
         ended = mixed.submitted + GOALS_AT_A_TIME
         await until(lambda name=name: load.minds(remit.processes[name]))
