@@ -60,7 +60,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, kw_only=True):
-    """Rows, and where the tables stand: `position` is the last event in them. `next` (of some questions `next_page`)
+    """Rows, and where the tables stand: all up to event `position` is in them. `next` (of some questions `next_page`)
     asks for the following page.
     """
 

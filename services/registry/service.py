@@ -202,8 +202,10 @@ class Registry:
             try:
                 question = _question(data)
                 await self._until(question.min_seq)
+                # Before it is asked: a batch may be written while it is answered, of which the rows hold nothing.
+                position = self.position
                 answered = await answer(question)
-                answered.position = self.position
+                answered.position = answered.position or position
             except RemitError as error:
                 answered = Answer(error=error.message, field=error.field, position=self.position)
             except Exception:
@@ -352,7 +354,7 @@ class Registry:
 
     async def on_digest(self, question: Question) -> Answer:
         async with self._flushing:  # the tables hold still while they are digested
-            return Answer(more=await self._in(self._reading, self._store.digest))
+            return Answer(more=await self._in(self._reading, self._store.digest), position=self.position)
 
     async def _on_rebuild(self, data: bytes, reply: str) -> None:
         """Fold everything again into a new file, compare, put it in place; progress goes to the asker as it comes."""

@@ -61,6 +61,31 @@ async def test_questions_are_answered_while_a_backlog_is_folded(remit: Stack, bu
     assert longest_s < 1.0
 
 
+SLOW = (
+    "select (select count(*) from events) as n, (select count(*) from range(60_000_000) t(i) where i % 7 = 3) as slow"
+)
+
+
+async def test_an_answer_names_no_event_that_was_written_while_it_was_made(
+    remit: Stack, bus: Bus, appender: Appender
+) -> None:
+    """Who asks for what the stream held would take rows from before for those of then."""
+    await say_runs(appender, 1)
+    remit.start("registry")
+    await ask(bus, "status", Question(min_seq=await last_seq(bus)))
+    for _ in range(5):
+        asked = asyncio.create_task(ask(bus, "sql", Question(sql=SLOW, limit=1)))
+        written = 0
+        while not asked.done():
+            await say_runs(appender, 1)
+            written = (await ask(bus, "status")).position
+        answer = await asked
+        assert answer.position <= answer.rows[0]["n"]
+        if answer.rows[0]["n"] < written:
+            return
+    pytest.fail("nothing was written while it was made")
+
+
 BAD: dict[str, tuple[str, Any, str]] = {
     "no JSON": ("runs", b"which runs?", ""),
     "no UTF-8": ("runs", b"\xff", ""),
