@@ -62,6 +62,8 @@ def payload(
             named[name] = msgspec.json.decode(value)
         except msgspec.DecodeError:
             named[name] = value  # a bare word is text
+        except RecursionError:
+            fail(f"--param {name} is nested too deep", EXIT_USAGE)
     fields = {
         "goal": goal,
         "tasks": list(tasks) or None,

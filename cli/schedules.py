@@ -20,6 +20,7 @@ from shared.errors import AlreadySaid, Malformed, NotFound, Unavailable
 from shared.events import ScheduleTicked
 from shared.plan import malformed
 from shared.schedule import CatchUp, Overlap, Schedule, check_schedule, next_tick, ticks, wall_text
+from shared.streams import server_now
 from shared.subjects import (
     CONFIG_BUCKET,
     EVENTS,
@@ -104,7 +105,7 @@ def schedules_add(
     With --replace a schedule that is paused stays so; a change of its times counts from now.
     """
     goal = msgspec.json.decode(payload(**given), type=dict[str, Any])
-    made = checked(
+    given_here = checked(
         Schedule(
             name=name,
             cron=" ".join(cron.split()),
@@ -116,9 +117,10 @@ def schedules_add(
             since=now(),
         )
     )
-    made = _limited(made)
+    given_here = _limited(given_here)
 
     async def add(bus: Bus) -> Schedule:
+        made = msgspec.structs.replace(given_here, since=await server_now(bus))
         try:
             before, revision = await read_one(bus, name)
         except NotFound:
@@ -274,10 +276,15 @@ def schedules_pause(output: str, name: str) -> None:
 def schedules_resume(output: str, name: str) -> None:
     """Let schedule NAME run again; what came in the pause is not made up for."""
 
-    def resumed(before: Schedule) -> Schedule:
-        return msgspec.structs.replace(before, paused=False, resumed=now()) if before.paused else before
+    async def resume(bus: Bus) -> Schedule:
+        at = await server_now(bus)
 
-    after = with_bus(lambda bus: change(bus, name, resumed))
+        def resumed(before: Schedule) -> Schedule:
+            return msgspec.structs.replace(before, paused=False, resumed=at) if before.paused else before
+
+        return await change(bus, name, resumed)
+
+    after = with_bus(resume)
     _told(after, output)
     tick = next_tick(checked(after).cron, after.zone, now_ns() // NS_PER_S)
     talk(f"{name} runs" + (f"; next: {wall_text(tick, after.zone)}" if tick is not None else ""))

@@ -8,6 +8,8 @@ NS_PER_S = 1_000_000_000
 
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?\d*([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _last_second = (-1, "")
+# What can be written again: the years 1 to 9999, in UTC. A zone may carry a text of such a year beyond them.
+_FIRST_S, _LAST_S = -62_135_596_800, 253_402_300_799
 
 
 def rfc3339(at_ns: int) -> str:
@@ -15,7 +17,7 @@ def rfc3339(at_ns: int) -> str:
     global _last_second  # the date part is asked for thousands of times a second and changes once
     second, rest_ns = divmod(at_ns, NS_PER_S)
     if second != _last_second[0]:
-        _last_second = (second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S"))
+        _last_second = (second, datetime.fromtimestamp(second, UTC).isoformat()[:19])
     return f"{_last_second[1]}.{rest_ns // 1000:06d}Z"
 
 
@@ -26,7 +28,10 @@ def parse_ns(text: str) -> int:
         raise ValueError(f"{text!r} is not an RFC 3339 time such as 2026-11-21T09:30:00Z")
     day, clock, fraction, zone = match.groups()
     whole = datetime.fromisoformat(f"{day}T{clock}{'+00:00' if zone in 'Zz' else zone}")
-    return int(whole.timestamp()) * NS_PER_S + int((fraction or "").ljust(9, "0"))
+    second = int(whole.timestamp())
+    if not _FIRST_S <= second <= _LAST_S:
+        raise ValueError(f"{text!r} is not within the years 1 to 9999 in UTC")
+    return second * NS_PER_S + int((fraction or "").ljust(9, "0"))
 
 
 def now_ns() -> int:

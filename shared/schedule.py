@@ -116,7 +116,14 @@ def ticks(cron: str, zone: str, after_s: int, until_s: int) -> Iterator[int]:
 
     What comes out does not depend on where one begins to look.
     """
-    return islice((tick for tick in _ticks(cron, ZoneInfo(zone), after_s, until_s) if tick > after_s), TICKS_MAX)
+    return islice(_after(cron, ZoneInfo(zone), after_s, until_s), TICKS_MAX)
+
+
+def _after(cron: str, zone: ZoneInfo, after_s: int, until_s: int) -> Iterator[int]:
+    try:
+        yield from (tick for tick in _ticks(cron, zone, after_s, until_s) if tick > after_s)
+    except (OverflowError, ValueError):  # the calendar of Python ends with the year 9999
+        return
 
 
 def _ticks(cron: str, zone: ZoneInfo, after_s: int, until_s: int) -> Iterator[int]:
@@ -128,7 +135,7 @@ def _ticks(cron: str, zone: ZoneInfo, after_s: int, until_s: int) -> Iterator[in
         begin = earlier  # what comes twice may stand before `after_s` on the wall and come behind it
     second_passes: list[int] = []
     last_s = after_s
-    for wall in _walls(cron, begin):
+    for wall in CronSim(cron, begin):
         moment = wall.replace(tzinfo=zone)
         if not _exists(moment):
             if real_time:
@@ -151,14 +158,6 @@ def _ticks(cron: str, zone: ZoneInfo, after_s: int, until_s: int) -> Iterator[in
 
 def _wall(at_s: int, zone: ZoneInfo) -> datetime:
     return datetime.fromtimestamp(at_s, zone).replace(tzinfo=None)
-
-
-def _walls(cron: str, begin: datetime) -> Iterator[datetime]:
-    """The minutes of a wall clock that never changes."""
-    try:
-        yield from CronSim(cron, begin)
-    except (OverflowError, ValueError):  # the calendar of Python ends with the year 9999
-        return
 
 
 def _exists(moment: datetime) -> bool:

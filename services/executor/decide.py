@@ -41,6 +41,8 @@ from shared.subjects import (
     timer_at,
 )
 
+REASON_CHARS_MAX = 1_000
+
 # After these the state of an active run can call for something new.
 CONSEQUENTIAL = frozenset(
     (
@@ -276,8 +278,9 @@ class _Flow:
             value = conditions.evaluate(text, context(self.run, text))
         except conditions.ConditionError as error:
             why = f"its condition {text} cannot be answered: {error.message}"
-            return StepSkipped(reason=why, cause="condition")
-        return None if value is True else StepSkipped(reason=f"{text} is {value!r}".lower(), cause="when")
+            return StepSkipped(reason=why[:REASON_CHARS_MAX], cause="condition")
+        why = f"{text} is {value!r}".lower()
+        return None if value is True else StepSkipped(reason=why[:REASON_CHARS_MAX], cause="when")
 
     def _no_tokens(self, step: Step) -> list[Fact]:
         budget = self.plan.budgets.token_budget

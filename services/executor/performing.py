@@ -3,9 +3,11 @@
 import re
 from typing import Any
 
+import msgspec
+
 from shared import conditions
 from shared.clock import NS_PER_S, rfc3339
-from shared.events import StepCompleted, StepFailed, TimerFired
+from shared.events import OUTPUTS_BYTES_MAX, StepCompleted, StepFailed, TimerFired
 from shared.plan import Step
 from shared.run_state import Run, StepState
 from shared.run_steps import wait_ends_ns
@@ -27,6 +29,8 @@ def perform(run: Run, step: Step, state: StepState) -> list[Fact]:
     started, ended = rfc3339(state.dispatched_ns), rfc3339(max(ended_ns, state.dispatched_ns))
     try:
         outputs = _OUTPUTS[step.kind](run, step, state)
+        if (size := len(msgspec.json.encode(outputs))) > OUTPUTS_BYTES_MAX:
+            raise conditions.ConditionError(f"its value has {size} bytes; at most {OUTPUTS_BYTES_MAX}")
     except conditions.ConditionError as error:
         failed = StepFailed(error="condition_error", message=error.message, started_at=started, ended_at=ended)
         return [(step_failed(run.id, step.id, state.attempt), failed)]

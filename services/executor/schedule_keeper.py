@@ -17,7 +17,7 @@ from shared.append import Appender
 from shared.bus import Bus
 from shared.clock import NS_PER_S, now_ns, parse_ns
 from shared.config import Config
-from shared.errors import AlreadySaid, RemitError
+from shared.errors import AlreadySaid, RemitError, Unavailable
 from shared.events import encode
 from shared.schedule import Schedule, check_schedule, six_fields
 from shared.subjects import EVENTS, SCHEDULE_ALARMS, TIMERS, schedule_alarm, schedule_alarm_fired, schedule_key
@@ -67,7 +67,14 @@ class ScheduleKeeper:
                 continue  # another executor has decided, and what follows is for the next look
             if not self._bus.is_connected:
                 return  # when it is again, time has passed
-            seq, own = await self._say(saying)
+            try:
+                seq, own = await self._say(saying)
+            except Unavailable:
+                raise
+            except RemitError as error:  # no server takes it; the other schedules do not wait for it
+                log.error("%s can never be said: %s", saying.subject, error)
+                refused.add(saying.schedule)
+                continue
             engine.schedules.answered(saying, seq)
             if not own:
                 refused.add(saying.schedule)

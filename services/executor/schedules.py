@@ -12,13 +12,14 @@ was there. One that waited in a `queue` counts from the end of the run that it w
 
 from collections.abc import Container, Iterator, Mapping
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import msgspec
 from msgspec.structs import replace
 
 from shared.clock import NS_PER_S, rfc3339
-from shared.events import Event, ScheduleTicked
+from shared.events import Event, ScheduleTicked, encode
+from shared.plan import GOAL_BYTES_MAX
 from shared.schedule import Schedule, next_tick, scheduled_by, ticks, wall_text
 from shared.subjects import goal_submitted, schedule_principal, schedule_ticked
 
@@ -106,7 +107,11 @@ class Schedules:
         before = self._standings.get(name, Standing())
         body = event.body
         owed = before.owed
-        if isinstance(body, ScheduleTicked) and body.outcome in ("ran", "late", "caught_up") and body.goal is not None:
+        if (
+            isinstance(body, ScheduleTicked)
+            and body.outcome in ("ran", "late", "caught_up")
+            and _can_be_said(body.goal)
+        ):
             owed = {**owed, tick_s: body.goal}
         self._standings[name] = replace(before, decided_s=max(before.decided_s, tick_s), owed=owed)
 
@@ -199,6 +204,11 @@ class Schedules:
             known = (schedule.cron, schedule.zone, begin_s, next_tick(schedule.cron, schedule.zone, begin_s))
             self._next[schedule.name] = known
         return known[3] is None or known[3] > now_s
+
+
+def _can_be_said(goal: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
+    """Whether a tick's goal is owed: one that no planner takes, a stranger's, would be said again for ever."""
+    return goal is not None and len(encode(goal)) <= GOAL_BYTES_MAX
 
 
 def _busy(standing: Standing, schedule: Schedule) -> str:

@@ -68,7 +68,13 @@ def details(status: int, detail: str, instance: str, **more: Any) -> bytes:
     body = {"type": TYPE_PREFIX + name, "title": title, "status": status, "detail": detail}
     body["instance"] = instance[:INSTANCE_CHARS_MAX]
     extra = {key: value for key, value in more.items() if value not in ("", None)}
-    return msgspec.json.encode({**body, **extra})
+    said = {**body, **extra}
+    # A header may hold bytes that are no text: they come as lone surrogates, which no JSON can hold.
+    return msgspec.json.encode({key: _text(value) if isinstance(value, str) else value for key, value in said.items()})
+
+
+def _text(value: str) -> str:
+    return value.encode(errors="replace").decode()
 
 
 def response(status: int, detail: str, instance: str, **more: Any) -> web.Response:

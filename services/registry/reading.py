@@ -19,14 +19,20 @@ NO_FUNCTIONS = frozenset(
 SHOWN = frozenset(("DESCRIBE", "SUMMARY"))
 
 
-def refusal(parsed: dict[str, Any], tables: frozenset[str]) -> str:
-    """Why this query is not run; "" when it may be. `parsed` is what `json_serialize_sql` says of it."""
+def refusal(parsed: dict[str, Any], tables: frozenset[str], hidden: frozenset[str]) -> str:
+    """Why this query is not run; "" when it may be. `parsed` is what `json_serialize_sql` says of it.
+
+    `hidden` are the names that mean something to the engine besides `tables`: a part of the query that bears one would
+    let another part of it, where the name means the engine's own, through.
+    """
     if parsed.get("error"):
         return f"only one select is answered here: {parsed.get('error_message', 'it cannot be parsed')}"
     statements = parsed.get("statements") or []
     if len(statements) != 1:
         return f"one select at a time: these are {len(statements)} statements"
     named = frozenset(_named(statements[0]))
+    if taken := sorted(named & hidden):
+        return f"a part of the query may not be named {taken[0][:80]}: the engine has something of that name"
     return _walk(statements[0], tables | named, tables)
 
 
@@ -51,7 +57,7 @@ def _walk(node: Any, known: frozenset[str], tables: frozenset[str]) -> str:
     kind = node.get("type")
     if kind == "BASE_TABLE":
         path = [part.lower() for part in node["qualified_name"]["path"]]
-        if path[-1] not in known or (len(path) > 1 and path[:-1] != ["main"]):
+        if path[-1] not in known if len(path) == 1 else path[:-1] != ["main"] or path[-1] not in tables:
             return f"there is no table {'.'.join(path)[:80]}; there are {', '.join(sorted(tables))}"
     elif kind == "SHOW_REF":
         if node.get("show_type") not in SHOWN:

@@ -368,6 +368,7 @@ class Registry:
         async with self._rebuilding:
             fresh = self._path.with_name(self._path.name + ".rebuild")
             fresh.unlink(missing_ok=True)
+            store: Store | None = None
             try:
                 # In the writer's thread: the connection is the writer's, and two at a time is an error for either.
                 created = (await self._in(self._writing, self._store.position))[0]
@@ -387,6 +388,8 @@ class Registry:
                     await self._put_in_place(fresh)
             except Exception as error:
                 log.exception("the rebuild failed")
+                if store is not None:  # open, it would be in the next one's way
+                    await self._in(self._reading, store.close)
                 fresh.unlink(missing_ok=True)
                 why = (
                     error.message

@@ -105,7 +105,7 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._writer = _opened(path)
-        except duckdb.IOException as error:
+        except (duckdb.IOException, duckdb.ResourceInUseException) as error:
             raise RemitError(f"{path} cannot be opened (is another registry running on it?): {error}") from error
         self._writer.execute(f"set threads = {threads}")
         self._writer.execute(f"set memory_limit = '{MEMORY}'")
@@ -120,6 +120,8 @@ class Store:
             self._writer.execute(f"set {wall}")
         self._writer.execute("set lock_configuration = true")
         self._strangers: set[Any] = set()
+        names = {row[0].lower() for row in self._writer.execute(sql("every_name")).fetchall()}
+        self._hidden = frozenset(names) - TABLES_AND_VIEWS
         self._names: dict[str, list[str]] = {}  # of each table's columns, in its order
 
     def close(self) -> None:
@@ -212,7 +214,7 @@ class Store:
         ending.start()
         try:
             parsed = cursor.execute("select json_serialize_sql(?::varchar)", [text]).fetchone()[0]
-            if why := reading.refusal(json.loads(parsed), TABLES_AND_VIEWS):
+            if why := reading.refusal(json.loads(parsed), TABLES_AND_VIEWS, self._hidden):
                 raise Malformed(why, field="sql")
             cursor.execute(text)
             names = _distinct([column[0] for column in cursor.description or ()])
@@ -265,9 +267,10 @@ class Store:
 def _opened(path: Path) -> Any:
     """A connection to the file, made if it is not there. Only what is attached may have row groups of another size."""
     db = duckdb.connect()
-    quoted = str(path).replace("'", "''")
+    # Its whole path: what begins as `sqlite:` or `~` does would be read as another kind of place.
+    quoted = str(path.absolute()).replace("'", "''")
     try:
-        db.execute(f"attach '{quoted}' as ledger (row_group_size {ROW_GROUP_ROWS})")
+        db.execute(f"attach '{quoted}' as ledger (type duckdb, row_group_size {ROW_GROUP_ROWS})")
     except BaseException:
         db.close()
         raise

@@ -315,6 +315,9 @@ def attempt_of(text: str) -> int:
     return int(text) if _ATTEMPT.fullmatch(text) else 0
 
 
+YEAR_1_S, YEAR_10000_S = -62_135_596_800, 253_402_300_800
+
+
 def time_ns(text: Any) -> int | None:
     """Nanoseconds of an RFC 3339 time, by the calendar's own arithmetic; None when it is none."""
     found = _RFC3339.fullmatch(text) if isinstance(text, str) and text.isascii() else None
@@ -326,6 +329,8 @@ def time_ns(text: Any) -> int | None:
     if found[2]:
         offset_s = int(found[3]) * 3600 + int(found[4]) * 60
         seconds -= offset_s if found[2] == "+" else -offset_s
+        if not YEAR_1_S <= seconds < YEAR_10000_S:
+            return None
     return seconds * NS + int((found[1] or "").ljust(9, "0"))
 
 

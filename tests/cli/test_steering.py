@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from cli.__main__ import main
 from shared.append import Appender
 from shared.bus import Bus
+from shared.clock import NS_PER_S, now_ns, rfc3339
 from shared.events import Artifact, PlanCreated, encode
 from shared.plan import Reused
 from shared.run import Run
@@ -184,3 +187,15 @@ async def test_decisions_notices_and_waits_are_told_as_they_happen(remit: Stack,
     assert told.returncode == 0, told.stderr
     assert "rest waits for 0.1 s" in told.stderr
     assert "notice (critical): disk is full" in told.stderr
+
+
+def test_a_schedule_begins_by_the_server_s_clock(remit: Stack, client: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Executors compare it with the stream's stamps: a host that is behind would have ticks of the past made up for."""
+    monkeypatch.setattr("cli.schedules.now", lambda: "2000-01-01T00:00:00Z")
+    said = rfc3339(now_ns() - 60 * NS_PER_S)
+    runner = CliRunner(env={"REMIT_NATS_URL": remit.url})
+    for argv, field in ((["add", "mine", "--cron", "0 2 * * *", "--task", "noop"], "since"),
+                        (["pause", "mine"], "since"), (["resume", "mine"], "resumed")):  # fmt: skip
+        done = runner.invoke(main, ["schedules", *argv, "-o", "json"])
+        assert done.exit_code == 0, done.output
+        assert said < json.loads(done.stdout)[field] < rfc3339(now_ns() + 60 * NS_PER_S)

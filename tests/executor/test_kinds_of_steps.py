@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from services.executor.decide import decide
+from services.executor.decide import REASON_CHARS_MAX, decide
 from services.executor.performing import Fact
+from shared.events import OUTPUTS_BYTES_MAX
 from shared.plan import GATE, Reused
 from shared.subjects import (
     TIMER_AT,
@@ -112,6 +113,20 @@ def test_a_decision_that_cannot_be_made_fails_its_step() -> None:
     run.done("a", found="nothing")
     assert (run.steps["b"], run.state.steps["b"].error) == ("failed", "condition_error")
     assert run.state.status == "failed"
+
+
+def test_a_decision_that_is_larger_than_outputs_may_be_fails_its_step() -> None:
+    """It would be said to later steps, and to a server that takes no message of such a size."""
+    run = deciding("steps.a.outputs.text + steps.a.outputs.text")
+    run.done("a", text="x" * (OUTPUTS_BYTES_MAX // 2))
+    assert (run.steps["b"], run.state.steps["b"].error) == ("failed", "condition_error")
+    assert f"at most {OUTPUTS_BYTES_MAX}" in run.state.steps["b"].message
+
+
+def test_why_a_step_is_skipped_is_told_in_so_many_words() -> None:
+    run = deciding(when="steps.a.outputs.text")
+    run.done("a", n=3, text="x" * 60_000)
+    assert run.steps["c"] == "skipped" and len(run.state.steps["c"].message) == REASON_CHARS_MAX
 
 
 def test_a_condition_that_cannot_be_asked_ends_the_run_as_failed() -> None:

@@ -13,6 +13,7 @@ from services.executor.engine import Engine
 from services.executor.schedules import EARLY_S, FACTS_MAX, HEARD, Saying, Schedules
 from shared.clock import NS_PER_S, rfc3339
 from shared.events import Event, ScheduleTicked
+from shared.plan import GOAL_BYTES_MAX
 from shared.schedule import Schedule, scheduled_by, ticks
 from shared.subjects import goal_rejected, goal_submitted, run_completed, schedule_principal, schedule_ticked
 from tests import controls
@@ -569,6 +570,17 @@ TestInterleaved.settings = settings(
     suppress_health_check=[HealthCheck.too_slow],
     report_multiple_bugs=False,
 )
+
+
+def test_a_goal_that_no_planner_takes_is_owed_to_nobody() -> None:
+    """A stranger's tick with a goal that is larger when it is said again than it came: it would be said for ever."""
+    world = World(controls.schedule("nightly"))
+    large = {"goal": "x", "params": {"a": [1e15] * GOAL_BYTES_MAX}}
+    world.now_s = FIRST_S
+    world.put(schedule_ticked("evil", FIRST_S), controls.ticked(goal=large))
+    world.at(FIRST_S)
+    assert list(world.goals().values()) == [("nightly", FIRST_S)]
+    assert world.executors[0].mind.schedules.known()["evil"].owed == {}
 
 
 def test_what_is_kept_of_schedules_is_all_that_is_known() -> None:

@@ -116,6 +116,8 @@ async def goals(bus: Bus) -> int:
         ({"Sec-Fetch-Site": "same-site"}, 403, "refused"),
         ({"Origin": "http://evil.example"}, 403, "refused"),
         ({"Origin": "null"}, 403, "refused"),
+        ({"Origin": "http://\udcff"}, 403, "refused"),
+        ({"Sec-Fetch-Site": "\udcff"}, 403, "refused"),
         ({"Origin": "http://127.0.0.1:1"}, 403, "refused"),
         ({"Host": "evil.example"}, 421, "misdirected"),
         ({"Host": "127.0.0.1.evil.example"}, 421, "misdirected"),

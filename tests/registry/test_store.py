@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import duckdb
+import pytest
 
 from services.registry.fold import Fold
 from services.registry.store import ROW_GROUP_ROWS, Store
@@ -19,6 +20,14 @@ def test_a_file_may_lie_anywhere(tmp_path: Path) -> None:
     assert again.position() == ("2026", 0)
     again.close()
     assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("name", ["sqlite:x", "https:x", ":memory:", "~", "x.duckdb"])
+def test_a_name_is_a_file_s_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Other places begin like that: their extensions would be fetched from the network, or nothing would be kept."""
+    monkeypatch.chdir(tmp_path)
+    Store(Path(name)).close()
+    assert [one.name for one in tmp_path.iterdir()] == [name]
 
 
 def test_row_groups_are_small_also_of_a_file_that_is_opened_again(tmp_path: Path) -> None:

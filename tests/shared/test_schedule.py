@@ -10,6 +10,7 @@ from cronsim import CronSim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.clock import NS_PER_S, parse_ns
 from shared.schedule import (
     TICKS_MAX,
     Schedule,
@@ -157,6 +158,15 @@ def test_the_next_tick_may_be_years_away_and_the_calendar_ends() -> None:
     leap = next_tick("0 0 29 2 MON#5", "UTC", NOW_S)  # the 29th or a fifth Monday of February
     assert leap is not None and wall_text(leap, "UTC") == "2028-02-29 00:00 UTC"
     assert list(ticks("0 0 29 2 *", "UTC", at("UTC", "9999-01-01"), at("UTC", "9999-12-31") * 2)) == []
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/New_York"])
+@pytest.mark.parametrize("before_end_s", [0, 3600, 86_400, 86_400 * 3])
+def test_behind_the_calendar_s_end_nothing_is_due(zone: str, before_end_s: int) -> None:
+    """`since` of a schedule may be any time that can be written; who looks for its ticks must not fail."""
+    since_s = parse_ns("9999-12-31T23:59:59Z") // NS_PER_S - before_end_s
+    assert len(list(ticks("0 2 * * *", zone, since_s, since_s + 86_400 * 10))) <= 3
+    assert list(ticks("0 2 * * *", zone, since_s + 86_400 * 10, since_s + 86_400 * 20)) == []
 
 
 # -- the server's alarm --------------------------------------------------------------------------------------
