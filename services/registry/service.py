@@ -402,9 +402,10 @@ class Registry:
 
     async def _put_in_place(self, fresh: Path) -> None:
         """The new file instead of the old one, between two questions: who asks meanwhile waits a moment."""
+        self._store.interrupt_strangers()  # whoever asks a listed question does not wait for them
+        await self._selecting.acquire()
         for _ in range(READERS):
             await self._asking.acquire()
-        await self._selecting.acquire()
         try:
             await self._in(self._writing, self._store.close)
             fresh.replace(self._path)

@@ -155,9 +155,13 @@ class Store:
             self._write(batch)
         except duckdb.OutOfMemoryException:
             # Somebody's query has the memory. The record comes first: it is ended, and the batch tried once more.
-            for cursor in tuple(self._strangers):
-                cursor.interrupt()
+            self.interrupt_strangers()
             self._write(batch)
+
+    def interrupt_strangers(self) -> None:
+        """End what `select` is at; who asked is told."""
+        for cursor in tuple(self._strangers):
+            cursor.interrupt()
 
     def _write(self, batch: Batch) -> None:
         db = self._writer
