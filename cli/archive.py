@@ -191,7 +191,7 @@ def check(output: str, to: str, key_texts: tuple[str, ...], seals_file: Path | N
             f"proven: messages {found[0].first_seq} to {found[-1].last_seq} of the stream made on {found[0].stream}, "
             f"{len(found)} days to {found[-1].day}"
         ) if output == "text" else None
-    raise SystemExit(EXIT_FAILED if flaws else 0)
+    raise SystemExit(EXIT_FAILED if flaws or not found else 0)  # a folder that was not mounted is no archive
 
 
 def _show_flaws(flaws: list[Any]) -> None:

@@ -46,7 +46,7 @@ def audit(
         table([{"rule": name, "says": text} for name, text in RULES.items()], ("rule", "says"))
         return
     if sum((run is not None, everything, bundle is not None)) != 1:
-        raise click.UsageError("name a RUN, or --all, or --bundle FILE")
+        raise click.UsageError("name one of the three: a RUN, or --all, or --bundle FILE")
     if bundle is not None:
         found = heard(bundle_of(bundle).messages)
         no_artifacts = True

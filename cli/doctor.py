@@ -21,7 +21,11 @@ Check = tuple[str, str, str]  # what, "ok" | "missing" | "failing", the rest for
 @common
 @ends_well
 def doctor(output: str) -> None:
-    """Check this machine and the running stack; exit code 1 when something is failing."""
+    """Check this machine and the running stack; exit code 1 when something is failing.
+
+    A stack that is not running is missing, which is no failure: nothing may have been started here yet. A watchdog asks
+    the gateway's /readyz, or `remit runs`, which exits with 5 then.
+    """
     checks = asyncio.run(_checks())
     if output == "json":
         data([{"what": what, "state": state, "detail": detail} for what, state, detail in checks])

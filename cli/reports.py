@@ -4,6 +4,7 @@ import csv
 import io
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +21,7 @@ ASK_S = 15.0
 AS_OF_S = 600.0
 BAR_CHARS = 24
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for a formula at the beginning of a cell
+FILES = ("csv", "parquet")
 COUNTS = ("calls", "unknown_calls", "input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens")
 
 Rows = list[dict[str, Any]]
@@ -27,17 +29,24 @@ Rows = list[dict[str, Any]]
 
 def printed(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of every command that prints a report."""
-    command = click.option(
+
+    @wraps(command)
+    def checked(*args: Any, output: str, to: Path | None, **more: Any) -> Any:
+        if to is not None and output not in FILES:
+            raise click.UsageError(f"--to is for -o csv and -o parquet; anything else: > {to}")
+        return command(*args, output=output, to=to, **more)
+
+    made = click.option(
         "--to", type=click.Path(dir_okay=False, path_type=Path), help="Write csv or parquet into this file."
-    )(command)
-    command = click.option(
+    )(checked)
+    made = click.option(
         "-o",
         "--output",
         type=click.Choice(["text", "json", "csv", "parquet"]),
         default="text",
         help="How to print the data.",
-    )(command)
-    return nats_option(command)
+    )(made)
+    return nats_option(made)
 
 
 def between(command: Callable[..., Any]) -> Callable[..., Any]:

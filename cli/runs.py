@@ -58,7 +58,7 @@ def show(output: str, run: int) -> None:
         data(found)
         return
     line(f"run {run} {status(found['status'])}{': ' + found['reason'] if found['reason'] else ''}")
-    line(f"goal: {_asked_for(found) or '(none could be read)'}")
+    line(f"goal: {_asked_for(found) or f'(no plan says it; what came: remit events {run} -o json)'}")
     for one in asked(story.run):
         _show_approval(one)
     for step in found["steps"]:

@@ -126,6 +126,8 @@ def ends_well(code: Callable[P, T]) -> Callable[P, T]:
             fail(f"{error.field}: {error.message}" if error.field else error.message, EXIT_USAGE)
         except RemitError as error:
             fail(error.message, EXIT_FAILED)
+        except KeyboardInterrupt:  # where no connection hears it
+            raise SystemExit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `remit events 1 | head`
             raise SystemExit(0) from None
@@ -142,6 +144,8 @@ def with_bus(action: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:
     `Unavailable` when the server ends the connection for good: what waits for an answer would wait for ever.
     """
     asked: list[int] = []  # to end, with these codes
+    in_main = threading.current_thread() is threading.main_thread()  # elsewhere no signal can be heard
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if in_main}
 
     async def main() -> T:
         closed = asyncio.Event()
@@ -156,7 +160,7 @@ def with_bus(action: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:
                 os._exit(code)
             acting.cancel()
 
-        if threading.current_thread() is threading.main_thread():  # elsewhere no signal can be heard
+        if in_main:
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGTERM, end, EXIT_TERMINATED)
             loop.add_signal_handler(signal.SIGINT, end, EXIT_INTERRUPTED)
@@ -182,6 +186,10 @@ def with_bus(action: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:
         if not asked:
             raise
         raise SystemExit(asked[0]) from None
+    finally:
+        # The loop that heard them is gone, and what it leaves there hears nothing: who waits on could not be ended.
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return found
 
 

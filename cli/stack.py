@@ -67,7 +67,8 @@ def up(
 ) -> None:
     """Run the whole stack in the foreground until Ctrl-C.
 
-    One process a service, started again when it dies; Ctrl-C lets what runs finish.
+    One process a service, started again when it dies; Ctrl-C lets what runs finish for ten seconds;
+    what does not is taken up again by the next `up` on the same data.
     """
     if int(replicas) > 1 and not nats:
         raise click.UsageError(

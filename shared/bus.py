@@ -430,9 +430,12 @@ async def connect(
 
     async def disconnected() -> None:
         if bus is None or not bus.closing:
-            log.info("connection to NATS lost")
+            log.warning("connection to NATS lost; it is tried again until it is back")
 
     async def error(trouble: Exception) -> None:
+        if isinstance(trouble, OSError) and bus is not None and not bus.is_connected:
+            log.debug("NATS: %s", trouble)  # one of the tries of a reconnection, five a second
+            return
         # A permission that is missing shows only here; the caller sees a timeout.
         log.warning("NATS: %s", trouble or type(trouble).__name__)
 

@@ -18,11 +18,12 @@ GROUPS_MAX = 1_000  # models of a day, schedules of a day: kinds of things, neve
 async def tokens(ask: Ask, question: Question) -> Answer:
     """What the calls used: by day and model, or by one thing; the total with the first page."""
     since, until = span(question)
-    values = {"since": since, "until": until, "limit": question.limit}
+    values = {"since": since, "until": until, "limit": question.limit + 1}  # one more says whether there are more
     if question.by is None:
         day, _, model = (question.page or f"{GREATEST_TEXT} ").partition(" ")
-        rows = await ask("tokens", **values, day=day, model=model)
-        page = f"{rows[-1]['day']} {rows[-1]['model']}" if len(rows) == question.limit else None
+        found = await ask("tokens", **values, day=day, model=model)
+        rows = found[: question.limit]
+        page = f"{rows[-1]['day']} {rows[-1]['model']}" if len(found) > question.limit else None
     else:
         first = {"day": GREATEST_TEXT, "run": str(RUN_BEYOND_ALL)}.get(question.by)
         asked = question.page if question.page is not None else first
@@ -30,8 +31,8 @@ async def tokens(ask: Ask, question: Question) -> Answer:
             _number(asked)
         # A call on no host or for no task has the name NOBODY, which no host or task can have: it is shown as null.
         found = await ask(f"tokens_by_{question.by}", **values, page=asked or "")
-        rows = [{question.by: _named(row.pop("key")), **row} for row in found]
-        page = str(rows[-1][question.by] or NOBODY) if len(rows) == question.limit else None
+        rows = [{question.by: _named(row.pop("key")), **row} for row in found[: question.limit]]
+        page = str(rows[-1][question.by] or NOBODY) if len(found) > question.limit else None
     more = {"total": (await ask("tokens_total", since=since, until=until))[0]} if question.page is None else {}
     return Answer(rows=rows, more=more, next_page=page)
 
@@ -54,9 +55,10 @@ async def daily(ask: Ask, question: Question, rates: Rates | None) -> Answer:
     values = {"since": since, "until": until}
     page = question.page if question.page is not None else str(RUN_BEYOND_ALL)
     _number(page)
-    failures = await ask("daily_failures", **values, page=page, limit=question.limit)
+    found = await ask("daily_failures", **values, page=page, limit=question.limit + 1)
+    failures = found[: question.limit]
     answer = Answer(rows=failures)
-    if len(failures) == question.limit:
+    if len(found) > question.limit:
         answer.next_page = str(failures[-1]["run"])
     if question.page is not None:
         return answer

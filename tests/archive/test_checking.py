@@ -349,6 +349,9 @@ def test_ls_lists_the_days(archive: Path) -> None:
 
 def test_a_place_that_is_none_is_told(tmp_path: Path, pem: str) -> None:
     assert run("check", str(tmp_path / "nothing"), "--key", pem).exit_code == 6
+    (tmp_path / "not mounted").mkdir()
+    done = run("check", str(tmp_path / "not mounted"), "--key", pem)
+    assert (done.exit_code, "proves nothing" in done.stderr) == (1, True)
     assert run("ls", "ftp://host/archive").exit_code == 2
     (tmp_path / "file").write_text("")
     done = run(str(tmp_path / "file" / "archive"), "--key", pem)

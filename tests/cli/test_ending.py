@@ -1,9 +1,12 @@
 """How a command that waits is ended: by a signal, or by a connection that is over."""
 
 import asyncio
+import os
+import pty
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +17,8 @@ from shared.bus import Bus
 from shared.errors import Unavailable
 from shared.status import EXIT_INTERRUPTED, EXIT_TERMINATED
 from tests.stack import ROOT, Stack, stack, until
+
+PROMPT = "— Enter".encode()
 
 
 @pytest.fixture
@@ -54,3 +59,37 @@ def test_a_connection_that_is_closed_for_good_is_told(nats: Stack, monkeypatch: 
 
     with pytest.raises(Unavailable, match="NATS has closed the connection"):
         with_bus(wait)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, EXIT_INTERRUPTED)])
+def test_a_signal_ends_who_waits_for_enter(nats: Stack, number: signal.Signals, code: int) -> None:
+    """The connection is closed by then, and the loop that heard signals is gone."""
+    until(lambda: nats.remit("submit", "--task", "noop").returncode == 0, "a run is there")
+    until(lambda: len(nats.remit("replay", "1").stdout.splitlines()) > 1, "the run is planned")
+    terminal, theirs = pty.openpty()
+    argv = [sys.executable, "-m", "cli", "replay", "1", "--step"]
+    process = subprocess.Popen(
+        argv, env=nats.environment, cwd=ROOT, stdin=theirs, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    assert process.stderr is not None
+    try:
+        assert process.stderr.read(len(PROMPT)) == PROMPT
+        process.send_signal(number)
+        assert process.wait(20) == code
+    finally:
+        process.kill()
+        process.stderr.close()
+        os.close(terminal)
+        os.close(theirs)
+
+
+def test_a_connection_that_is_lost_is_told_once(nats: Stack) -> None:
+    """Each try to come back is not: there are five a second."""
+    process = watching(nats)
+    nats.kill("nats")
+    assert process.stderr is not None
+    assert "connection to NATS lost" in "".join(process.stderr.readline() for _ in range(2))
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[1].count("NATS") == 0
+    nats.start_nats()

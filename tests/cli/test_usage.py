@@ -64,6 +64,8 @@ def test_the_version_is_told() -> None:
         ["submit", "check logs", "--time-budget", "86401"],
         ["submit", "check logs", "--token-budget", "-1"],
         ["submit", "check logs", "--param", "novalue"],
+        ["sql", "select 1", "--to", "x.txt"],
+        ["daily", "-o", "json", "--to", "x.json"],
         ["submit", "check logs", "--param", "deep=" + "[" * 100_000],
         ["submit", "check logs", "--directive", "a b"],
         ["submit", "check logs", "--host", "a.b"],

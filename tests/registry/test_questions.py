@@ -147,6 +147,8 @@ async def test_pages_are_complete_and_do_not_overlap(remit: Stack, bus: Bus, app
         seqs += [row["seq"] for row in answer.rows]
         after = answer.next
     assert seqs == list(range(11, 11 + EVENTS_A_RUN))
+    whole = await ask(bus, "events", Question(run=11, after=0, limit=EVENTS_A_RUN))
+    assert (len(whole.rows), whole.next) == (EVENTS_A_RUN, None), "a page that is just full is the last, too"
 
 
 async def test_questions_of_all_runs_come_a_page_at_a_time_and_follow_their_answers(

@@ -22,7 +22,8 @@ _SHOWN: Final = ("critical", "error", "warning", "info", "debug", "unknown")
 def markdown(document: Document) -> str:
     """The report; ends with a newline."""
     out = ["# Log triage", "", f"**{_plain(document.verdict)}**", ""]
-    out += [f"Run {_code(document.run)} · goal {_code(_short(document.goal))}", ""]
+    goal = f" · goal {_code(_short(document.goal))}" if document.goal else ""
+    out += [f"Run {_code(document.run)}{goal}", ""]
     out += _summary(document)
     out += _findings(document.findings, document.findings_total)
     spoke = [s for s in document.sources if s.report.lines_read]
