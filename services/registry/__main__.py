@@ -1,6 +1,7 @@
 """`python -m services.registry`: the registry as a process; `--rebuild` folds a file anew with no registry running."""
 
 import asyncio
+import logging
 import os
 import sys
 from pathlib import Path
@@ -11,12 +12,14 @@ import uvloop
 from services.registry.fold import Fold
 from services.registry.rebuild import rebuild
 from services.registry.service import Registry
-from services.registry.store import Store
+from services.registry.store import Damaged, Store, put_aside
 from shared import process
 from shared.config import data_dir
 from shared.errors import RemitError
 from shared.streams import standing
 from shared.subjects import EVENTS
+
+log = logging.getLogger("remit.registry")
 
 LEDGER = "ledger.duckdb"
 
@@ -47,10 +50,14 @@ async def offline(path: Path) -> None:
     before: dict[str, str] | None = None
     old_position = 0
     if path.exists():
-        old = Store(path)
-        old_position = old.position()[1]
-        before = None if old.is_outdated else old.digest()  # other tables cannot be compared
-        old.close()
+        try:
+            old = Store(path)
+        except Damaged as damaged:
+            log.error("%s; kept as %s, and there is nothing to compare with", damaged, put_aside(path))
+        else:
+            old_position = old.position()[1]
+            before = None if old.is_outdated else old.digest()  # other tables cannot be compared
+            old.close()
     created, until = await standing(bus)
     if old_position > until:
         raise SystemExit(
@@ -68,6 +75,7 @@ async def offline(path: Path) -> None:
         raise SystemExit(f"{error}; the file is as it was") from error
     after = store.digest()
     store.close()
+    path.with_name(path.name + ".wal").unlink(missing_ok=True)  # of the old file; the new one's would not open with it
     fresh.replace(path)
     same = before == after if before is not None and old_position == until else None
     await tell(done=True, seq=until, before=before, after=after, identical=same)

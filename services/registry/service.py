@@ -18,7 +18,7 @@ import msgspec
 from services.registry import reports
 from services.registry.fold import Fold
 from services.registry.rebuild import WAY_OUT, from_archive, rebuild
-from services.registry.store import Store
+from services.registry.store import Damaged, Store, put_aside
 from shared.bus import Bus
 from shared.errors import Malformed, RemitError
 from shared.ledger import LIMIT_MAX, SELECT_ROWS_MAX, Answer, Question, Rates
@@ -69,7 +69,11 @@ class Registry:
         self.position = 0
 
     async def start(self) -> None:
-        self._store = await self._in(self._writing, Store, self._path)
+        try:
+            self._store = await self._in(self._writing, Store, self._path)
+        except Damaged as damaged:
+            log.error("%s; kept as %s, and folded anew", damaged, put_aside(self._path))
+            self._store = await self._in(self._writing, Store, self._path)
         await self._take_up()
         self._flusher = asyncio.create_task(self._flush_for_ever())
         if not self._answers:

@@ -3,6 +3,7 @@
 A batch and the position that it ends at are one transaction, so a kill in the middle neither loses nor doubles a row.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -20,6 +21,7 @@ import pyarrow as pa
 
 from services.registry import reading
 from services.registry.fold import Batch, Columns
+from shared.clock import now
 from shared.errors import Malformed, RemitError
 
 TABLES = (
@@ -36,6 +38,8 @@ ROW_GROUP_ROWS = 20_480
 SQL_CHARS_MAX = 20_000
 SELECT_FETCH_ROWS = 256
 SELECT_BYTES_MAX = 700_000  # one NATS message holds an answer, and 1 MiB at most
+# What DuckDB says then, and never of a file that is locked, or that may not be read.
+DAMAGED = ("not a valid DuckDB database file", "WAL does not match database file", "replaying WAL")
 INT_MAX = (1 << 63) - 1
 
 _AT = pa.timestamp("us")  # UTC, and without a zone: DuckDB needs pytz to hand out one with a zone
@@ -94,6 +98,19 @@ def shape() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+class Damaged(RemitError):
+    """The file is no ledger any more: a disk was full as it was made, say. The stream has all that was in it."""
+
+
+def put_aside(path: Path) -> Path:
+    """Keep a damaged file under a name of its own, which comes back: it may be another one than a ledger."""
+    aside = path.with_name(f"{path.name}.{now().replace(':', '')[:17]}.damaged")
+    for end in (".wal", ""):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + end).rename(aside.with_name(aside.name + end))
+    return aside
+
+
 class Store:
     """One DuckDB file and its writer connection.
 
@@ -105,7 +122,9 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._writer = _opened(path)
-        except (duckdb.IOException, duckdb.ResourceInUseException) as error:
+        except duckdb.Error as error:
+            if any(words in str(error) for words in DAMAGED):
+                raise Damaged(f"{path} is damaged: {error}") from error
             raise RemitError(f"{path} cannot be opened (is another registry running on it?): {error}") from error
         self._writer.execute(f"set threads = {threads}")
         self._writer.execute(f"set memory_limit = '{MEMORY}'")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import duckdb
+import pytest
 
 from shared.append import Appender
 from shared.bus import Bus, connect
@@ -162,3 +163,24 @@ async def test_a_disk_that_is_full_for_a_moment_leaves_no_hole(remit: Stack, bus
     assert (await ask(bus, "digest", Question(min_seq=30 * EVENTS_A_RUN))).error is None
     remit.stop("registry")
     check_rows(remit.folder, 30 * EVENTS_A_RUN)
+
+
+@pytest.mark.parametrize("content", [b"", b"no ledger" * 1_000], ids=["empty", "garbage"])
+async def test_a_damaged_ledger_is_kept_beside_and_folded_anew(
+    remit: Stack, bus: Bus, appender: Appender, content: bytes
+) -> None:
+    """A disk that was full as the file was made leaves such a one; the stream has all that was in it."""
+    await say_runs(appender, 3)
+    ledger = remit.folder / LEDGER
+    ledger.write_bytes(content)
+    rebuilt = remit.remit("rebuild", "-o", "json")
+    assert rebuilt.returncode == 0, rebuilt.stderr
+    for aside in remit.folder.glob(f"{LEDGER}.*.damaged"):
+        assert aside.read_bytes() == content
+        aside.unlink()
+    ledger.write_bytes(content)
+    remit.start("registry")
+    answer = await ask(bus, "digest", Question(min_seq=await last_seq(bus)))
+    assert answer.more == json.loads(rebuilt.stdout)["after"]
+    [aside] = remit.folder.glob(f"{LEDGER}.*.damaged")
+    assert aside.read_bytes() == content
