@@ -20,7 +20,7 @@ from shared.errors import AlreadySaid, Malformed, NotFound, Unavailable
 from shared.events import ScheduleTicked
 from shared.plan import malformed
 from shared.schedule import CatchUp, Overlap, Schedule, check_schedule, next_tick, ticks, wall_text
-from shared.streams import server_now
+from shared.streams import server_now_ns
 from shared.subjects import (
     CONFIG_BUCKET,
     EVENTS,
@@ -105,22 +105,23 @@ def schedules_add(
     With --replace a schedule that is paused stays so; a change of its times counts from now.
     """
     goal = msgspec.json.decode(payload(**given), type=dict[str, Any])
-    given_here = checked(
-        Schedule(
-            name=name,
-            cron=" ".join(cron.split()),
-            zone=zone,
-            goal=goal,
-            overlap=overlap,
-            catch_up=catch_up,
-            catch_up_window_s=catch_up_window_s,
-            since=now(),
+    given_here = _limited(
+        checked(
+            Schedule(
+                name=name,
+                cron=" ".join(cron.split()),
+                zone=zone,
+                goal=goal,
+                overlap=overlap,
+                catch_up=catch_up,
+                catch_up_window_s=catch_up_window_s,
+                since=now(),
+            )
         )
     )
-    given_here = _limited(given_here)
 
     async def add(bus: Bus) -> Schedule:
-        made = msgspec.structs.replace(given_here, since=await server_now(bus))
+        made = msgspec.structs.replace(given_here, since=rfc3339(await server_now_ns(bus)))
         try:
             before, revision = await read_one(bus, name)
         except NotFound:
@@ -277,7 +278,7 @@ def schedules_resume(output: str, name: str) -> None:
     """Let schedule NAME run again; what came in the pause is not made up for."""
 
     async def resume(bus: Bus) -> Schedule:
-        at = await server_now(bus)
+        at = rfc3339(await server_now_ns(bus))
 
         def resumed(before: Schedule) -> Schedule:
             return msgspec.structs.replace(before, paused=False, resumed=at) if before.paused else before

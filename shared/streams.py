@@ -9,7 +9,7 @@ from typing import Any
 from shared.age_limit import take_off_expired
 from shared.bus import REQUEST_TIMEOUT_S, ApiError, Bus
 from shared.catalogue import BUILT_IN
-from shared.clock import parse_ns, rfc3339
+from shared.clock import parse_ns
 from shared.errors import RemitError, Unavailable
 from shared.subjects import (
     ARTIFACTS_BUCKET,
@@ -199,9 +199,9 @@ async def standing(bus: Bus, stream: str = EVENTS, *, timeout_s: float = REQUEST
     return str(info["created"]), int(info["state"]["last_seq"])
 
 
-async def server_now(bus: Bus) -> str:
-    """The clock of the NATS server, which stamps the stream: RFC 3339. What is compared with stamps goes by it."""
-    return rfc3339(parse_ns(str((await bus.api(f"STREAM.INFO.{EVENTS}"))["ts"])))
+async def server_now_ns(bus: Bus) -> int:
+    """The clock of the NATS server, which stamps the stream. What is compared with stamps goes by it."""
+    return parse_ns(str((await bus.api(f"STREAM.INFO.{EVENTS}"))["ts"]))
 
 
 async def first_seq(bus: Bus, stream: str = EVENTS) -> tuple[int, int]:

@@ -15,11 +15,12 @@ from services.executor.engine import Engine
 from services.executor.schedules import Saying
 from shared.append import Appender
 from shared.bus import Bus
-from shared.clock import NS_PER_S, now_ns, parse_ns
+from shared.clock import NS_PER_S, now_ns
 from shared.config import Config
 from shared.errors import AlreadySaid, RemitError, Unavailable
 from shared.events import encode
 from shared.schedule import Schedule, check_schedule, six_fields
+from shared.streams import server_now_ns
 from shared.subjects import EVENTS, SCHEDULE_ALARMS, TIMERS, schedule_alarm, schedule_alarm_fired, schedule_key
 
 log = logging.getLogger("remit.schedules")
@@ -87,10 +88,10 @@ class ScheduleKeeper:
         if now_s < self._clock_s:
             return
         before_ns = now_ns()
-        ts = (await self._bus.api(f"STREAM.INFO.{TIMERS}")).get("ts")
+        server_ns = await server_now_ns(self._bus)
         after_ns = now_ns()
-        if ts and after_ns - before_ns < NS_PER_S:  # a slow answer tells little
-            self._ahead_ns = parse_ns(ts) - (before_ns + after_ns) // 2
+        if after_ns - before_ns < NS_PER_S:  # a slow answer tells little
+            self._ahead_ns = server_ns - (before_ns + after_ns) // 2
             self._clock_s = now_s + AGAIN_S
 
     async def _say(self, saying: Saying) -> tuple[int, bool]:

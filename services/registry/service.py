@@ -148,11 +148,9 @@ class Registry:
 
     async def _put_aside(self, created: str, why: str) -> None:
         """Keep the file under another name, and begin a new one."""
-        name = f"{self._path.name}.{created.replace(':', '')[:17] or 'empty'}.{self._store.shape}.old"
-        log.warning("%s %s: kept as %s, and folded anew", self._path, why, name)
         await self._in(self._writing, self._store.close)
-        self._path.rename(self._path.with_name(name))
-        self._path.with_name(self._path.name + ".wal").unlink(missing_ok=True)
+        aside = put_aside(self._path, f"{created.replace(':', '')[:17] or 'empty'}.{self._store.shape}.old")
+        log.warning("%s %s: kept as %s, and folded anew", self._path, why, aside.name)
         self._store = await self._in(self._writing, Store, self._path)
 
     def on_event(self, subject: str, seq: int, at_ns: int, data: bytes) -> Awaitable[None] | None:

@@ -102,9 +102,9 @@ class Damaged(RemitError):
     """The file is no ledger any more: a disk was full as it was made, say. The stream has all that was in it."""
 
 
-def put_aside(path: Path) -> Path:
-    """Keep a damaged file under a name of its own, which comes back: it may be another one than a ledger."""
-    aside = path.with_name(f"{path.name}.{now().replace(':', '')[:17]}.damaged")
+def put_aside(path: Path, ending: str = "") -> Path:
+    """Keep a file under another name, which comes back; without `ending`, one that is damaged: it may be no ledger."""
+    aside = path.with_name(f"{path.name}.{ending or now().replace(':', '')[:17] + '.damaged'}")
     for end in (".wal", ""):
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + end).rename(aside.with_name(aside.name + end))
