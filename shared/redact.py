@@ -14,6 +14,7 @@ Redacting twice gives the same text.
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import groupby
 from typing import Final
 
 _DONE: Final = "[redacted:"
@@ -50,7 +51,7 @@ _SHAPES: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
     ("jwt", re.compile(r"eyJ[\w-]{6,}+(?:\.[\w-]*+){1,4}")),
 )
 
-# Most text holds no secret, and plain substring search says so ten times faster than the patterns would.
+# Most text holds no secret, and a search for what each of them begins with says so ten times faster than the patterns.
 _FRONTS: Final = (
     "AKIA", "ASIA", "AGPA", "AIDA", "AROA", "AIPA", "ANPA", "ANVA", "ABIA", "ACCA",
     "ghp_", "gho_", "ghu_", "ghs_", "ghr_",
@@ -58,6 +59,13 @@ _FRONTS: Final = (
     "AIza", "ya29", "GOCSPX-", "k_live_", "k_test_", "whsec_", "sk-", "SG.", "npm_", "pypi-", "dckr_pat_", "hf_",
     "hvs.", "hvb.", "hvr.", "dop_v1_", ":AA", "SU", "SA", "SO", "SN", "SX", "SC", "eyJ",
 )  # fmt: skip
+# By their first letters, so that at most places one look is enough: half of what a search for each of them takes.
+_front = re.compile(
+    "|".join(
+        f"{re.escape(first)}(?:{'|'.join(re.escape(front[1:]) for front in fronts)})"
+        for first, fronts in groupby(sorted(_FRONTS), key=lambda front: front[0])
+    )
+).search
 # Every name that tells, and every word of the patterns below, holds one of these (a test says so).
 _STEMS: Final = (
     "pass", "pw", "secret", "cred", "token", "jwt", "key", "auth", "cookie", "sess", "sig", "otp", "bearer", "hash",
@@ -136,11 +144,9 @@ def redact(text: str) -> str:
         text = _pem(text)
     if "://" in text and "@" in text:
         text = _URL_USER.sub(_say("url-credentials"), text)
-    for front in _FRONTS:
-        if front in text:
-            for kind, pattern in _SHAPES:
-                text = pattern.sub(_say(kind), text)
-            break
+    if _front(text):
+        for kind, pattern in _SHAPES:
+            text = pattern.sub(_say(kind), text)
     lower = text.lower()
     for stem in _STEMS:
         if stem in lower:

@@ -15,7 +15,8 @@ from services.executor.triage.fold import exception_class
 from services.executor.triage.mask import WILDCARD, digits_as_one, shape_of
 from services.executor.triage.miner import merge_shapes
 from services.executor.triage.model import EVIDENCE_MAX, SAMPLE_CHARS_SHORT, SAMPLES_CHARS_MAX, SEVERITIES, SHAPES_MAX
-from services.executor.triage.naming import Event, Name
+from services.executor.triage.naming import Event, named
+from services.executor.triage.remembered import Form
 from services.executor.triage.tally import Tally
 from shared.redact import redact
 
@@ -40,12 +41,33 @@ class Counting:
         self._words: dict[str, str] = {}
         self._spoken: dict[str, tuple[str | None, bool]] = {}
         self._second: tuple[str, int | None] = ("", None)
-        self._minute = ("", "", 0)  # kind, stamp without its seconds, seconds since the epoch
+        self._hour_kind = ""  # of the last stamp that was counted out, what it says before its minute, and that hour
+        self._hour = ""
+        self._hour_s = 0
         self._sample_chars = 0
+        self._round = 1  # a merge begins the next one: the tallies are others then
 
-    def count(self, event: Event, name: Name) -> None:
+    def count(self, event: Event) -> None:
         """Takes one closed event into the account."""
-        message, state, reading = name.message, name.severity, event.reading
+        form = event.read
+        if type(form) is Form and form.round == self._round and event.trace is None:
+            assert form.tally is not None  # there is one in each round
+            state, tally = form.state, form.tally
+            tally.by_severity[state] += 1
+        else:
+            state, tally = self._placed(event)
+            tally.by_severity[state] = tally.by_severity.get(state, 0) + 1
+        self._account.by_severity[state] += 1
+        tally.count += 1
+        self._keep(tally, event)
+        at_s = self._seconds(event)
+        if at_s is not None:
+            self._time(tally, at_s)
+
+    def _placed(self, event: Event) -> tuple[str, Tally]:
+        """How bad the event is, and where it counts; remembered in its form, if that says it of the next one, too."""
+        form, reading, name = event.read, event.reading, named(event)
+        message, state = name.message, name.severity
         if reading.literal:
             shape = message
             self._literal.add(message)
@@ -54,11 +76,14 @@ class Counting:
             shape = self._shapes.get(normal) or self._shape(normal, message)
             if shape is _NOISE_SHAPE:
                 self._account.undecodable += 1
+        zero_matters = False
         if state is None:
-            state = self._said(shape, message) or ("info" if reading.parsed else "unknown")
+            said, zero_matters = self._said(shape)
+            if zero_matters and "0" in message and _ZERO.search(message) is not None:
+                said = severity.of_words(message)
+            state = said or ("info" if reading.parsed else "unknown")
         if self._keep_labels:
             self.labels[event.number] = shape
-        self._account.by_severity[state] += 1
         tally = self._tallies.get(shape)
         if tally is None:
             if len(self._tallies) >= SHAPES_MAX:
@@ -66,12 +91,10 @@ class Counting:
             tally = self._tallies[shape] = Tally()
             tally.component = reading.component
             tally.exception = exception_class(name.exception)
-        tally.count += 1
-        tally.by_severity[state] = tally.by_severity.get(state, 0) + 1
-        self._keep(tally, event)
-        at_s = self._seconds(event)
-        if at_s is not None:
-            self._time(tally, at_s)
+        by_shape = event.trace is None and not zero_matters and shape is not _NOISE_SHAPE
+        if type(form) is Form and by_shape and not self._keep_labels:
+            form.round, form.tally, form.state = self._round, tally, state
+        return state, tally
 
     def templates(self) -> dict[str, Tally]:
         """All tallies merged by template."""
@@ -90,8 +113,8 @@ class Counting:
         shape = self._shapes[normal] = masked or "(empty message)"
         return shape
 
-    def _said(self, shape: str, message: str) -> str | None:
-        """What the words say, remembered by shape: only a zero can make it harmless ("0 errors", "7 errors")."""
+    def _said(self, shape: str) -> tuple[str | None, bool]:
+        """What the words say, and whether a zero among them matters ("0 errors", "7 errors"); remembered by shape."""
         known = self._spoken.get(shape)
         if known is None:
             if len(self._spoken) >= CACHE_MAX:
@@ -100,10 +123,7 @@ class Counting:
             if WILDCARD in shape:
                 of_zero = severity.of_words(shape.replace(WILDCARD, "0"))
             known = self._spoken[shape] = (said, said != of_zero)
-        said, zero_matters = known
-        if zero_matters and "0" in message and _ZERO.search(message) is not None:
-            return severity.of_words(message)
-        return said
+        return known
 
     def _time(self, tally: Tally, at_s: int) -> None:
         if tally.first_s is None or tally.last_s is None:
@@ -122,36 +142,47 @@ class Counting:
 
     def _seconds(self, event: Event) -> int | None:
         """When the event was, in whole seconds; the engine's stamp is trusted before the program's own."""
-        stamp = event.at or event.reading.stamp
+        form = event.read
+        if event.at is not None:
+            kind, stamp = "iso", event.at[:19]  # always UTC
+        elif type(form) is Form:
+            text, at = event.text, form.minute_at
+            if at and text[form.stamp_from : at] == self._hour and form.kind == self._hour_kind:
+                past_s = times.MINUTES.get(text[at : at + 2])
+                if past_s is not None:
+                    return self._hour_s + past_s + times.SECONDS[text[form.second_at : form.second_at + 2]]
+            kind, stamp = form.kind, text[form.stamp_from : form.stamp_to]
+        else:
+            kind, stamp = form.kind, form.stamp
         if not stamp:
             return None
-        # The fraction changes with every line, the second does not. The engine's zone is always UTC; in a header
-        # the zone stands behind a fraction of three digits or is part of a key that is simply not shared.
-        if event.at is not None:
-            kind, key = "iso", stamp[:19]
-        else:
-            kind = event.reading.kind
-            key = stamp[:19] + stamp[23:] if kind == "iso" else stamp
+        # The fraction changes with every line, the second does not. In a header the zone stands behind a fraction of
+        # three digits or is part of a key that is simply not shared.
+        key = stamp[:19] + stamp[23:] if kind == "iso" else stamp
         known, at_s = self._second
         if key == known:
             return at_s
-        minute, second = key[:-2], key[-2:]
-        ends_with_seconds = (minute[-1:] == ":" and second.isdecimal() and kind != "clock") or kind == "digits"
-        if ends_with_seconds and (kind, minute) == self._minute[:2]:
-            at_s = self._minute[2] + min(int(second), 59)
+        minute, second = times.clock_at(kind, stamp)
+        past_s = 0
+        if minute:
+            past_s = times.MINUTES[stamp[minute : minute + 2]] + times.SECONDS[stamp[second : second + 2]]
+        if minute and stamp[:minute] == self._hour and kind == self._hour_kind:
+            at_s = self._hour_s + past_s
         else:
-            found = times.seconds_of(kind, stamp)
+            found = times.seconds_of(kind, event.at or stamp)
             at_s = found[0] if found is not None and self._account.on_scale(found[1]) else None
-            if ends_with_seconds and at_s is not None:
-                self._minute = (kind, minute, at_s - min(int(second), 59))
+            if minute and at_s is not None:
+                self._hour_kind, self._hour, self._hour_s = kind, stamp[:minute], at_s - past_s
         self._second = (key, at_s)
         return at_s
 
     def _keep(self, tally: Tally, event: Event) -> None:
         """Keeps the first events of a template, and its latest, as samples."""
-        text = event.sample()
-        if len(text) > SAMPLE_CHARS_SHORT and self._sample_chars > SAMPLES_CHARS_MAX:
-            text = sample(text, SAMPLE_CHARS_SHORT)
+        text = event.text
+        if event.head is not None or len(text) > SAMPLE_CHARS_SHORT:
+            text = event.sample()
+            if len(text) > SAMPLE_CHARS_SHORT and self._sample_chars > SAMPLES_CHARS_MAX:
+                text = sample(text, SAMPLE_CHARS_SHORT)
         self._sample_chars += len(text)
         kept = (text, event.at, event.stream)
         if len(tally.samples) < EVIDENCE_MAX - 1:
@@ -162,6 +193,7 @@ class Counting:
         tally.latest = kept
 
     def _merge(self) -> None:
+        self._round += 1
         merged = merge_shapes(s for s in self._tallies if s not in self._literal)
         if self._keep_labels:
             self.labels = {n: merged.get(s, s) for n, s in self.labels.items()}

@@ -22,12 +22,10 @@ _SPANS = re.compile(
     rf"(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),? )?{_MON} +0{{1,2}},? 00:00:00(?: 0000)?"
     r"|0000-00-00[T ]00:00:00(?:[.,]0+)?(?:Z| ?[+-]00:?00)?"
 )
-_AMOUNT = re.compile(
-    r"(?<![\w.<])<?(?P<n>0[0.,]*) ?(?P<unit>bytes|[KMGT]i?B|[KMGT]B|B)(?: \(0[0.,]* ?[KMGT]?i?B\))?(?=[\s,;.)\]]|$)"
-)
-_DURATION = re.compile(
-    r"(?<![\w.<])<?0[0.,]* ?(?:ms|msecs?|milliseconds?|secs?|seconds?|us|µs|ns)(?=[\s,;.)\]]|$)", re.I
-)
+# The first 0 of a number, or a < before it; written so that the search skips what is neither.
+_FIRST: Final = r"(?:0(?<![\w.<]0)|<0(?<![\w.<]<0))[0.,]*+ ?"
+_AMOUNT = re.compile(_FIRST + r"(?P<unit>bytes|[KMGT]i?B|B)(?: \(0[0.,]* ?[KMGT]?i?B\))?(?=[\s,;.)\]]|$)")
+_DURATION = re.compile(_FIRST + r"(?i:m(?:s|secs?|illiseconds?)|s(?:ecs?|econds?)|[uµn]s)(?=[\s,;.)\]]|$)")
 _USER = re.compile(
     r"\b(?P<cue>user|username|account) (?P<name>(?!unknown\b|from\b|by\b|is\b|not\b|<)[\w.@-]+)(?= |$)", re.I
 )
@@ -55,10 +53,18 @@ _DIGIT_RUN = re.compile(r"-?0[0.,:x]*(?:[a-f0]*0[a-f0]*)?")
 _JOIN = re.compile(r"<\*>(?:[.,:/_#@x-]*<\*>)+")
 
 
+def normal_bytes(text: str) -> bytes:
+    """The text with every digit as 0, in UTF-8."""
+    # As bytes: a tenth of what `str.translate` takes, and no digit is a part of another character in UTF-8.
+    try:
+        return text.encode().translate(_DIGITS_AS_ONE)
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass").translate(_DIGITS_AS_ONE)
+
+
 def digits_as_one(text: str) -> str:
     """The text with every digit as 0."""
-    # As bytes: a tenth of what `str.translate` takes, and no digit is a part of another character in UTF-8.
-    return text.encode("utf-8", "surrogatepass").translate(_DIGITS_AS_ONE).decode("utf-8", "surrogatepass")
+    return normal_bytes(text).decode("utf-8", "surrogatepass")
 
 
 def shape_of(normal: str, words: dict[str, str]) -> str:

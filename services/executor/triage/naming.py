@@ -9,6 +9,7 @@ from services.executor.triage.clean import sample, shorten
 from services.executor.triage.fold import Trace
 from services.executor.triage.model import SAMPLE_CHARS_MAX, TRACE_HEAD_LINES_MAX, TRACE_TAIL_LINES_MAX
 from services.executor.triage.reading import Reading
+from services.executor.triage.remembered import Form
 
 MESSAGE_CHARS_MAX: Final = 2_000  # what comes later in a message does not tell statements apart
 EXCEPTION_CHARS_MAX: Final = 800
@@ -21,11 +22,19 @@ class Event(Struct, gc=False):
     text: str
     at: str | None
     stream: str
-    reading: Reading
+    read: Reading | Form  # the reading of the first line, or the form that gives it
     number: int
     trace: Trace | None = None
     head: list[str] | None = None
     tail: deque[str] | None = None
+
+    @property
+    def reading(self) -> Reading:
+        """The reading of the first line."""
+        if type(self.read) is Form:
+            self.read = self.read.reading(self.text)
+        assert type(self.read) is Reading
+        return self.read
 
     def add(self, text: str) -> None:
         """Keeps a folded line as a sample."""

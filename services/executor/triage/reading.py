@@ -1,6 +1,6 @@
 """Reads one line that starts an event: header, structure, and the severity that it states itself."""
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, final
 
 from msgspec import Struct
 
@@ -10,6 +10,7 @@ from services.executor.triage.header import parse_header
 NAMED_LEVEL_ONLY: Final = "."  # "info: Microsoft.Hosting.Lifetime[14]": the message is on the next line
 
 
+@final
 class Reading(Struct, frozen=True, gc=False):
     """One line understood; `severity` is None where the line states none, `parsed` False where nothing was known."""
 

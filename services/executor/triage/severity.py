@@ -38,8 +38,7 @@ _MAYBE = re.compile(
     r"|crash|corrupt|abort"
     r"|unavailable|unhealthy|lost connection|disk full|no space|exceeded|invalid|illegal|kernel bug"
     r"|reset by peer|not responding"
-    r"|critical|emergency|slow ",
-    re.IGNORECASE,
+    r"|critical|emergency|slow "
 )
 _NONE = re.compile(
     r"(?:\b(?:no|0|zero|without(?: any)?|not an?|never|free of)[ \t](?:\w{1,20}[ \t])?"
@@ -93,7 +92,7 @@ def access(message: str) -> re.Match[str] | None:
 
 def of_words(message: str) -> str | None:
     """What the words of a message without a level say: critical, error, warning, or None."""
-    if _MAYBE.search(message) is None:
+    if _MAYBE.search(message.lower()) is None:
         return None
     rest = _NONE.sub(" ", message)
     if _CRITICAL.search(rest):

@@ -1,7 +1,7 @@
 """Triage of one source: takes its lines as they come and sorts each into one of three accounts.
 
 Theory of operation. Every line read starts an event, is folded into the open event of its stream, or is blank. An
-event is closed when the next one of its stream starts; then `naming` says what it is called and `counting` counts it.
+event is closed when the next one of its stream starts; then `counting` counts it by what `naming` calls it.
 Streams are folded apart, because stdout and stderr interleave. What is held is bounded by the limits of model.py
 whatever the number of lines.
 """
@@ -14,9 +14,9 @@ from services.executor.triage.closing import Account, report
 from services.executor.triage.counting import BUCKET_S, Counting
 from services.executor.triage.fold import Trace, opens
 from services.executor.triage.model import LINE_CHARS_MAX, STREAMS_MAX, TRACE_LINES_MAX, Line, SourceReport
-from services.executor.triage.naming import Event, named
+from services.executor.triage.naming import Event
 from services.executor.triage.reading import Reading
-from services.executor.triage.remembered import Readings
+from services.executor.triage.remembered import Form, Readings
 
 _BLANK: Final = -1
 
@@ -36,34 +36,37 @@ class SourceTriage:
 
     def feed(self, lines: Sequence[Line]) -> None:
         """Takes the next lines of the source, in order; any number, any size, any content."""
-        account, opened, read = self._account, self._open, self._readings.read
+        account, opened, form_of = self._account, self._open, self._readings.form
         account.lines_read += len(lines)
         for line in lines:
             text = line.text
-            if not (text.isascii() and text.isprintable()):  # as nearly every line is
-                text = clean(text)
             current = opened.get(line.stream)
-            if not text or text.isspace():
-                self._blank(current)
-                continue
-            if len(text) > LINE_CHARS_MAX:
-                text = cut(text)
-                account.cut += 1
-            if current is not None and text[0] in " \t" and self._folded(current, text):
-                continue
-            reading = read(text)
-            if (
-                current is not None
-                and not (reading.parsed and (reading.stamp or text[0] == "{"))
-                and self._folded(current, text)
-            ):
-                continue
-            self._start(line, text, reading)
+            read: Form | Reading | None = form_of(text)
+            if read is None:
+                if not (text.isascii() and text.isprintable()):  # as nearly every line is
+                    text = clean(text)
+                if not text or text.isspace():
+                    self._blank(current)
+                    continue
+                if len(text) > LINE_CHARS_MAX:
+                    text = cut(text)
+                    account.cut += 1
+                if current is not None and text[0] in " \t" and self._folded(current, text):
+                    continue
+                read = self._readings.read(text)
+            if current is not None:
+                begins = read.begins if type(read) is Form else read.parsed and (read.stamp or text[0] == "{")
+                if not begins and self._folded(current, text):
+                    continue
+                self._counting.count(current)
+            elif len(opened) >= STREAMS_MAX:
+                self._counting.count(opened.pop(next(iter(opened))))
+            opened[line.stream] = self._started(line, text, read)
 
     def finish(self) -> SourceReport:
         """The report of all lines fed; the triage takes no more lines afterwards."""
         for event in self._open.values():
-            self._counting.count(event, named(event))
+            self._counting.count(event)
         self._open.clear()
         return report(self._account, self._counting.templates(), BUCKET_S << self._counting.bucket_shift)
 
@@ -93,22 +96,14 @@ class SourceTriage:
         event.add(text)
         return True
 
-    def _start(self, line: Line, text: str, reading: Reading) -> None:
+    def _started(self, line: Line, text: str, read: Reading | Form) -> Event:
         account = self._account
-        number = account.events
+        event = Event(text, line.at, line.stream, read, account.events)
         account.events += 1
-        if not reading.parsed:
+        if not read.parsed:
             account.unparsed += 1
-        previous = self._open.get(line.stream)
-        if previous is not None:
-            self._counting.count(previous, named(previous))
-        elif len(self._open) >= STREAMS_MAX:
-            longest = self._open.pop(next(iter(self._open)))
-            self._counting.count(longest, named(longest))
-        event = self._open[line.stream] = Event(text, line.at, line.stream, reading, number)
-        if not reading.parsed:
-            kind = opens(reading.message)
-            if kind:
-                event.trace = Trace(kind, False, True, reading.message)
+            if type(read) is Reading and (kind := opens(read.message)):
+                event.trace = Trace(kind, False, True, read.message)
         if self._line_events is not None:
-            self._line_events.append(number)
+            self._line_events.append(event.number)
+        return event

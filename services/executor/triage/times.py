@@ -20,6 +20,10 @@ _SHORT = re.compile(r"(\d\d)[-/.](\d\d)(?:[-/.](\d{2,4}))?,? (\d\d):(\d\d):(\d\d
 _KLOG = re.compile(r"[A-Z](\d\d)(\d\d) (\d\d):(\d\d):(\d\d)")
 _CLOCK = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))?\D*?([AP]M)?$")
 
+# What minutes and seconds add to the hour; a leap second counts as the one before.
+MINUTES: Final = {f"{minute:02}": minute * 60 for minute in range(60)}
+SECONDS: Final = {f"{second:02}": min(second, 59) for second in range(100)}
+
 FULL: Final = "full"
 YEARLESS: Final = "yearless"
 CLOCK: Final = "clock"
@@ -31,6 +35,22 @@ def seconds_of(kind: str, stamp: str) -> tuple[int, str] | None:
         return _seconds(kind, stamp)
     except (ValueError, OverflowError):
         return None  # "2024-99-99": looked like a stamp, is none
+
+
+def clock_at(kind: str, stamp: str) -> tuple[int, int]:
+    """Where the two digits of minute and second stand, if what is before them says all the rest; 0 and 0 if not."""
+    if kind == "iso" and len(stamp) > 19:
+        second = 17 if len(stamp) <= 23 else 0  # behind a fraction of three digits there may be a zone
+    else:
+        second = len(stamp) - 2
+    if kind == "digits":
+        minute, is_clock = second - 2, True
+    else:
+        minute = second - 3
+        is_clock = minute > 0 and kind != "clock" and stamp[minute - 1] == ":" == stamp[second - 1]
+    if is_clock and stamp[minute : minute + 2] in MINUTES and stamp[second : second + 2] in SECONDS:
+        return minute, second
+    return 0, 0
 
 
 def _seconds(kind: str, stamp: str) -> tuple[int, str] | None:

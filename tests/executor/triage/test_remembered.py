@@ -7,11 +7,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from services.executor.triage import SEVERITIES, Line, SourceTriage, counting
 from services.executor.triage.clean import clean
 from services.executor.triage.mask import digits_as_one
+from services.executor.triage.model import SHAPES_MAX
 from services.executor.triage.reading import Reading, read
-from services.executor.triage.remembered import REMEMBERED_MAX, Readings
-from services.executor.triage.times import seconds_of
+from services.executor.triage.remembered import REMEMBERED_MAX, Form, Readings
+from services.executor.triage.times import seconds_of, shown
 from tests.executor.triage.controls import LINES, lines, triaged
 
 # Where a digit tells: stamps that name one, levels and statuses by number, fields that stand twice, keys that differ.
@@ -50,7 +52,8 @@ def with_other_digits(line: str, chance: random.Random) -> str:
     return "".join(chance.choice("0123456789") if char in "0123456789" else char for char in line)
 
 
-def same(remembered: Reading, line: str) -> None:
+def same(found: Form | Reading, line: str) -> None:
+    remembered = found.reading(line) if isinstance(found, Form) else found
     assert replace(remembered, normal="") == read(line), line
     assert remembered.normal in ("", digits_as_one(remembered.message)), line
 
@@ -61,6 +64,8 @@ def test_each_line_is_read_as_anew_whatever_its_digits_were_before() -> None:
     for line in CORPUS:
         for other in (line, *(with_other_digits(line, chance) for _ in range(40)), line):
             same(readings.read(other), other)
+            if (form := readings.form(other)) is not None:
+                same(form, other)
 
 
 @given(st.sampled_from(CORPUS), st.sampled_from(CORPUS), st.randoms(use_true_random=False), st.integers(0, 60))
@@ -83,6 +88,61 @@ def test_digits_of_other_scripts_are_letters(line: str) -> None:
     assert digits_as_one(line) == line.translate({ord(digit): "0" for digit in "123456789"})
 
 
+@pytest.mark.parametrize("dirt", ["\x1b[31m", "\x00", "\u200b", "\r", "\ud800", "\x9b"])
+def test_what_has_to_be_cleaned_is_of_no_form(dirt: str) -> None:
+    """A line that has a form is taken as it is."""
+    readings, line = Readings(), "2026-11-21 09:00:00 INFO app.a: took 12 of ü"
+    readings.read(line)
+    assert readings.form(line.replace("12", "47")) is not None
+    for at in (0, 20, len(line)):
+        assert readings.form(line[:at] + dirt + line[at:]) is None
+
+
+MIXED = [
+    *CORPUS,
+    "2026-11-21 09:00:00 INFO job.a: failed=0",
+    "2026-11-21 09:00:00 job.a: 7 errors",
+    "7 errors",
+    "Traceback (most recent call last):",
+    '  File "/app/a.py", line 12, in run',
+    "ValueError: bad value 7",
+    "panic: runtime error: index out of range [7]",
+    "goroutine 12 [running]:",
+    "2026-11-21 09:00:07 ERROR app.b: lost 3 of 12",
+    "",
+    "    indented 12",
+]
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("shapes_max", [SHAPES_MAX, 20])
+def test_lines_are_counted_by_their_form_as_by_their_words(
+    seed: int, shapes_max: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same report with and without what forms remember; also when shapes are merged and let go on the way."""
+    monkeypatch.setattr(counting, "SHAPES_MAX", shapes_max)
+    chance = random.Random(seed)
+    texts = [with_other_digits(line, chance) for line in chance.choices(MIXED, k=900)]
+    fed = [Line(text, None, chance.choice(["stdout", "stderr"])) for text in texts]
+    by_words = SourceTriage("tower", "docker:api", keep_labels=True)  # labels are asked of each line
+    by_words.feed(fed)
+    assert triaged(fed) == by_words.finish()
+    assert len(set(by_words.labels())) > 10
+
+
+def test_a_zero_is_weighed_in_each_line() -> None:
+    said = ["2026-11-21 09:00:00 job.a: 0 errors", "2026-11-21 09:00:01 job.a: 7 errors"]
+    for texts in (said * 3, said[::-1] * 3):
+        assert triaged(lines("\n".join(texts))).by_severity == {**dict.fromkeys(SEVERITIES, 0), "error": 3, "info": 3}
+
+
+def test_the_minutes_of_a_zone_are_no_seconds() -> None:
+    """Behind a fraction the zone's last two digits stand where another stamp has its seconds."""
+    forms = ["2026-11-21T09:00:10.123+01:00 INFO app.a: x", "2026-11-21T09:00:10.123+01:30 INFO app.a: x"]
+    (template,) = triaged(lines("\n".join(forms))).templates
+    assert (template.first_seen, template.last_seen) == ("2026-11-21T07:30:10Z", "2026-11-21T08:00:10Z")
+
+
 def test_the_memory_is_bounded() -> None:
     readings = Readings()
     for number in range(REMEMBERED_MAX + 10):
@@ -95,18 +155,25 @@ def test_the_memory_is_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    "form", ["2026-11-21 09:00:{:02}", "Nov 21 09:00:{:02}", "261121 0900{:02}", "I1121 09:00:{:02}.12"]
+    "form",
+    [
+        "2026-11-21 09:{:02}:{:02}",
+        "2026-11-21 09:{:02}:{:02},250",
+        "Nov 21 09:{:02}:{:02}",
+        "261121 09{:02}{:02}",
+        "I1121 09:{:02}:{:02}.12",
+    ],
 )
-def test_seconds_of_a_minute_are_those_of_each_stamp(form: str) -> None:
-    """Counted from the minute's, and the same; a second that is none counts as the last one."""
-    said = [0, 1, 59, 7, 60, 75, 30]
-    report = triaged(lines("\n".join(f"{form.format(second)} INFO app.a: x" for second in said)))
-    kinds = {read(f"{form.format(second)} INFO app.a: x").kind for second in said}
-    (kind,) = kinds
-    stamps = [read(f"{form.format(second)} INFO app.a: x").stamp for second in said]
-    found = [at[0] for stamp in stamps if (at := seconds_of(kind, stamp)) is not None]
-    (template,) = report.templates
-    assert template.count == len(said)
-    assert (template.first_seen or "").endswith("09:00:00") or (template.first_seen or "").endswith("09:00:00Z")
-    assert max(found) - min(found) == 59
-    assert (template.last_seen or "").removesuffix("Z").endswith("09:00:59")
+def test_the_time_within_an_hour_is_that_of_each_stamp(form: str) -> None:
+    """Counted from the hour's, and the same; a second that is none counts as the last one, a minute as no time."""
+    said = [(0, 0), (0, 1), (59, 59), (0, 7), (59, 60), (7, 75), (30, 30), (60, 1), (99, 99), (12, 0)]
+    texts = [f"{form.format(*time)} INFO app.a: x" for time in said]
+    stamps = [read(text) for text in texts]
+    found = [at for one in stamps if (at := seconds_of(one.kind, one.stamp)) is not None]
+    assert len(found) == 8
+    for first in range(len(texts)):
+        fed = texts[first:] + texts[:first]
+        (template,) = triaged(lines("\n".join([*fed, *fed]))).templates
+        assert template.count == 2 * len(said)
+        assert template.first_seen == shown(*min(found))
+        assert template.last_seen == shown(*max(found))
