@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.laws.source import tree
+
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("shared", "services", "cli", "bench")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
@@ -30,7 +32,7 @@ FORBIDDEN_NAMES = frozenset(("utils", "util", "helpers", "helper", "common", "ba
 def imported(path: str) -> set[str]:
     """Every module that the file imports, anywhere in it, dotted."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse((ROOT / path).read_text(), path)):
+    for node in ast.walk(tree(ROOT / path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -139,7 +141,7 @@ CLOCKS = frozenset(("datetime.now", "datetime.utcnow", "datetime.today", "date.t
 def calls(path: Path) -> set[str]:
     """`a.b` of every call `x.a.b(...)` in the file."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             owner = node.func.value
             name = owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""

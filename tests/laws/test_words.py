@@ -12,6 +12,7 @@ import pytest
 from shared import run, subjects
 from shared.events import KINDS
 from shared.subjects import EVENT_NOUNS
+from tests.laws.source import tree
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("shared", "services", "cli")
@@ -44,17 +45,17 @@ _SUBJECT = re.compile(rf"(?:{_NOUNS})\.[a-z_*]+\..*|(?:{_NOUNS})\.[*>].*", re.DO
 
 def literals(path: Path) -> list[str]:
     """Every string of the file that is no docstring; the fixed beginning of an f-string counts as one."""
-    tree = ast.parse(path.read_text())
+    parsed = tree(path)
     documents = {
         id(node.body[0].value)
-        for node in ast.walk(tree)
+        for node in ast.walk(parsed)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         and node.body
         and isinstance(node.body[0], ast.Expr)
     }
     return [
         node.value
-        for node in ast.walk(tree)
+        for node in ast.walk(parsed)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documents
     ]
 
