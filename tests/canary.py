@@ -1,7 +1,8 @@
 """Canaries: random words that are planted where content is, and the search that shows where they came to rest.
 
 Theory of operation. Every place gets a word of its own, so a find says where it came from. A word is sought by its
-halves, because a part of a secret is a secret. Text hides in two ways. What turns each byte into others wherever it
+halves, because a part of a secret is a secret. Each half begins with the same mark, so that a place is looked at for
+every word at once, and only where there is a mark. Text hides in two ways. What turns each byte into others wherever it
 stands (hex, base64 at each of three alignments) is sought in its other form. What has to be undone to be read (URL and
 JSON escapes, line breaks in base64, compression, base64 around any of them) is undone first, again and again, down to
 `DEPTH`. DuckDB and Parquet pack text in ways of their own, so they are opened and every value is read; JetStream is
@@ -17,6 +18,7 @@ import json
 import re
 import secrets
 import zlib
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +33,7 @@ from shared.bus import ApiError, Bus
 
 LETTERS = "bcdfghjklmnpqrtvxz"  # no vowels: no word of any language, and none that tells of a secret
 WORD_LETTERS = 24
+MARK = "qzkv"
 DEPTH = 3  # base64 of gzip of base64; nobody hides anything here on purpose
 UNPACKED_BYTES_MAX = 1 << 26
 NO_MESSAGE = 10037
@@ -61,22 +64,37 @@ class Flock:
     """All canaries of a test, by the place where each was planted."""
 
     canaries: dict[str, Canary] = field(default_factory=dict)
+    # By form and the mark in it: what is sought, and its place. And what has no mark: place, form, what is sought.
+    _marked: dict[tuple[str, bytes], dict[bytes, str]] = field(default_factory=lambda: defaultdict(dict))
+    _others: list[tuple[str, str, bytes]] = field(default_factory=list)
 
     def plant(self, place: str, *, kept: str = "", why: str = "", word: str = "") -> str:
         """A new word for this place."""
         assert place not in self.canaries, f"{place} has its canary"
         assert bool(kept) == bool(why), f"{place}: what may be kept is kept for a reason"
-        word = word or "".join(secrets.choice(LETTERS) for _ in range(WORD_LETTERS))
+        word = word or "".join(MARK + _letters(WORD_LETTERS // 2 - len(MARK)) for _ in range(2))
         self.canaries[place] = Canary(place, word, kept, why)
+        for half in _halves(word):
+            for form, sought in _forms(half):
+                marks = [mark for of, mark in _forms(MARK) if of == form and sought.startswith(mark)]
+                for mark in marks:
+                    self._marked[form, mark][sought] = place
+                if not marks:
+                    self._others.append((place, form, sought))
         return word
 
     def finds(self, where: str, data: bytes) -> set[Find]:
         """The canaries in these bytes, whatever they are wrapped in."""
         found: set[Find] = set()
-        patterns = [(place, form, sought) for place, one in self.canaries.items() for form, sought in _forms(one.word)]
         for view in _views(data, DEPTH):
             lower = view.lower()
-            for place, form, sought in patterns:
+            for (form, mark), places in self._marked.items():
+                text = view if form == "base64" else lower
+                sizes = {len(sought) for sought in places}
+                for at in _places(text, mark):
+                    there = {places[sought] for size in sizes if (sought := text[at : at + size]) in places}
+                    found |= {Find(place, where, form) for place in there}
+            for place, form, sought in self._others:
                 if sought in (view if form == "base64" else lower):
                     found.add(Find(place, where, form))
         return found
@@ -131,18 +149,24 @@ class Flock:
         )
 
 
+def _letters(count: int) -> str:
+    return "".join(secrets.choice(LETTERS) for _ in range(count))
+
+
+def _halves(word: str) -> tuple[str, str]:
+    return word[: len(word) // 2], word[len(word) // 2 :]
+
+
 @functools.cache
-def _forms(word: str) -> tuple[tuple[str, bytes], ...]:
-    """How each half of the word stands where nothing has to be undone; plain and hex in lower case."""
-    found: list[tuple[str, bytes]] = []
-    middle = len(word) // 2
-    for half in (word[:middle].encode(), word[middle:].encode()):
-        found += [("plain", half.lower()), ("hex", half.hex().encode())]
-        for alignment in range(3):
-            whole = base64.b64encode(b"\0" * alignment + half)
-            # The first characters hold bits of what stands before, the last ones of what follows.
-            sure = whole[(0, 2, 3)[alignment] : 8 * (alignment + len(half)) // 6]
-            found += [("base64", sure), ("base64", sure.replace(b"+", b"-").replace(b"/", b"_"))]
+def _forms(part: str) -> tuple[tuple[str, bytes], ...]:
+    """How a part of a word stands where nothing has to be undone; plain and hex in lower case."""
+    raw = part.encode()
+    found = [("plain", raw.lower()), ("hex", raw.hex().encode())]
+    for alignment in range(3):
+        whole = base64.b64encode(b"\0" * alignment + raw)
+        # The first characters hold bits of what stands before, the last ones of what follows.
+        sure = whole[(0, 2, 3)[alignment] : 8 * (alignment + len(raw)) // 6]
+        found += [("base64", sure), ("base64", sure.replace(b"+", b"-").replace(b"/", b"_"))]
     return tuple(dict.fromkeys(found))
 
 

@@ -16,11 +16,11 @@ import pytest
 
 from shared.bus import Bus, connect
 from shared.streams import bucket, objects
-from tests.canary import WORD_LETTERS, Canary, Find, Flock, s2
+from tests.canary import MARK, WORD_LETTERS, Canary, Find, Flock, s2
 from tests.stack import Stack, stack, until
 
 # One as they are planted, and one of all that some encoding has to write in another way.
-WORDS = ["qzkvbtnxrdlmgfhpcjqzkvbt", 'a+b/c=?&%"\\d\te é€😀 <g>']
+WORDS = ["qzkvbtnxrdlmqzkvgfhpcjbt", 'a+b/c=?&%"\\d\te é€😀 <g>']
 
 
 @pytest.fixture(params=WORDS, ids=["letters", "reserved"])
@@ -34,6 +34,13 @@ def flock(word: str) -> Flock:
     made.plant("here", word=word)
     made.plant("elsewhere")
     return made
+
+
+def test_each_half_begins_with_the_mark_that_is_sought_first() -> None:
+    assert all(half.startswith(MARK) for half in (WORDS[0][:12], WORDS[0][12:]))
+    planted = Flock().plant("here")
+    assert len(planted) == WORD_LETTERS
+    assert all(half.startswith(MARK) for half in (planted[:12], planted[12:]))
 
 
 def places(found: set[Find]) -> set[str]:
@@ -223,11 +230,12 @@ async def test_a_message_in_a_block_that_the_server_has_compressed_is_found(nats
     flock = Flock()
     word = flock.plant("in a block")
     bus = await connected(nats)
-    settings = {"name": "PACKED", "subjects": ["packed.>"], "storage": "file", "compression": "s2"}
+    settings: dict[str, object] = {"name": "PACKED", "subjects": ["packed.>"], "storage": "file", "compression": "s2"}
+    settings["max_bytes"] = 8_000_000  # a block is a quarter of it
     await bus.api("STREAM.CREATE.PACKED", settings)
     parts = "".join(f"{word[at : at + 6]} is a part, " for at in range(WORD_LETTERS - 5))  # what a copy can point at
     for number in range(20):
-        await bus.request("packed.a", (f"{number} {parts} {word} " + "and so on, " * 45_000).encode())
+        await bus.request("packed.a", (f"{number} {parts} {word} " + "and so on, " * 20_000).encode())
     await bus.close()
 
     def packed() -> list[Path]:
