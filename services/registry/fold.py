@@ -7,7 +7,7 @@ follows from. Runs that have ended are forgotten: memory grows with active runs 
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -59,6 +59,19 @@ _MAY_END_ATTEMPTS = frozenset(
 Columns = dict[str, Sequence[Any]]
 
 
+class _Asked(NamedTuple):
+    """What the goal of a run says: its words, its tasks, its directive, its playbook, the run to repeat."""
+
+    goal: str | None = None
+    tasks: list[str] | None = None
+    directive: str | None = None
+    playbook: str | None = None
+    retry_of: int | None = None
+
+
+_NOTHING_ASKED = _Asked()
+
+
 class Batch(msgspec.Struct):
     """Rows as columns. `rewritten` are the runs whose rows of an earlier batch these replace, `asked_again` those of
     them that have questions.
@@ -84,7 +97,7 @@ class Fold:
     def __init__(self) -> None:
         self.position = 0
         self._runs: dict[int, Run] = {}
-        self._goals: dict[int, tuple[str | None, list[str] | None, str | None]] = {}
+        self._goals: dict[int, _Asked] = {}
         self._stored: set[int] = set()  # active runs that have rows already
         self._changed: dict[int, Run] = {}
         self._early = Early()
@@ -319,14 +332,15 @@ class Fold:
         self._llm_calls += values
 
     def _row(self, run: Run, runs: list[Any], steps: list[Any]) -> None:
-        goal, tasks, directive = self._goals.get(run.id, (None, None, None))
+        goal, tasks, directive, playbook, retry_of = self._goals.get(run.id, _NOTHING_ASKED)
         plan = run.plan
+        if plan is not None:  # what was made of it, which words may have chosen
+            directive, playbook, retry_of = plan.directive.name, plan.playbook, plan.retry_of
         runs += (
-            run.id, run.principal or None, goal, tasks, plan.directive.name if plan else directive, run.status,
+            run.id, run.principal or None, goal, tasks, directive, run.status,
             run.reason or None, plan.plan_hash if plan else None, run.submitted_ns // 1000, _us(run.started_ns),
             _us(run.ended_ns), _seconds(run.started_ns, run.ended_ns), len(run.steps), run.tokens.input,
-            run.tokens.output, run.tokens.unknown_calls, plan.playbook if plan else None,
-            plan.retry_of if plan else None, run.stop.reason if run.stop else None,
+            run.tokens.output, run.tokens.unknown_calls, playbook, retry_of, run.stop.reason if run.stop else None,
         )  # fmt: skip
         for place, step in enumerate(plan.steps if plan else ()):
             state = run.steps[step.id]
@@ -352,10 +366,10 @@ def _asked_rows(run: Run, approvals: list[Any]) -> None:
         )  # fmt: skip
 
 
-def _new_asked(data: bytes) -> tuple[str | None, list[str] | None, str | None]:
-    """Goal text, task names and directive of a goal, as far as it is one."""
+def _new_asked(data: bytes) -> _Asked:
+    """What a goal asks for, as far as it is one."""
     goal, _ = read_goal(data)
-    return (goal.goal, goal.tasks, goal.directive) if goal else (None, None, None)
+    return _Asked(goal.goal, goal.tasks, goal.directive, goal.playbook, goal.retry_of) if goal else _NOTHING_ASKED
 
 
 # Who asks again says the same bytes; the list of tasks is shared and never changed.

@@ -15,25 +15,30 @@ NOBODY = "(none)"
 GROUPS_MAX = 1_000  # models of a day, schedules of a day: kinds of things, never one for each run
 
 
+async def paged(ask: Ask, name: str, limit: int, **values: Any) -> tuple[list[dict[str, Any]], bool]:
+    """So many rows at most, and whether there are more: one is read beyond the page."""
+    rows = await ask(name, limit=limit + 1, **values)
+    return rows[:limit], len(rows) > limit
+
+
 async def tokens(ask: Ask, question: Question) -> Answer:
     """What the calls used: by day and model, or by one thing; the total with the first page."""
     since, until = span(question)
-    values = {"since": since, "until": until, "limit": question.limit + 1}  # one more says whether there are more
+    values = {"since": since, "until": until}
     if question.by is None:
         day, _, model = (question.page or f"{GREATEST_TEXT} ").partition(" ")
-        found = await ask("tokens", **values, day=day, model=model)
-        rows = found[: question.limit]
-        page = f"{rows[-1]['day']} {rows[-1]['model']}" if len(found) > question.limit else None
+        rows, are_more = await paged(ask, "tokens", question.limit, **values, day=day, model=model)
+        page = f"{rows[-1]['day']} {rows[-1]['model']}" if are_more else None
     else:
         first = {"day": GREATEST_TEXT, "run": str(RUN_BEYOND_ALL)}.get(question.by)
         asked = question.page if question.page is not None else first
         if question.by == "run":
             _number(asked)
         # A call on no host or for no task has the name NOBODY, which no host or task can have: it is shown as null.
-        found = await ask(f"tokens_by_{question.by}", **values, page=asked or "")
-        rows = [{question.by: _named(row.pop("key")), **row} for row in found[: question.limit]]
-        page = str(rows[-1][question.by] or NOBODY) if len(found) > question.limit else None
-    more = {"total": (await ask("tokens_total", since=since, until=until))[0]} if question.page is None else {}
+        found, are_more = await paged(ask, f"tokens_by_{question.by}", question.limit, **values, page=asked or "")
+        rows = [{question.by: _named(row.pop("key")), **row} for row in found]
+        page = str(rows[-1][question.by] or NOBODY) if are_more else None
+    more = {"total": (await ask("tokens_total", **values))[0]} if question.page is None else {}
     return Answer(rows=rows, more=more, next_page=page)
 
 
@@ -55,10 +60,9 @@ async def daily(ask: Ask, question: Question, rates: Rates | None) -> Answer:
     values = {"since": since, "until": until}
     page = question.page if question.page is not None else str(RUN_BEYOND_ALL)
     _number(page)
-    found = await ask("daily_failures", **values, page=page, limit=question.limit + 1)
-    failures = found[: question.limit]
+    failures, are_more = await paged(ask, "daily_failures", question.limit, **values, page=page)
     answer = Answer(rows=failures)
-    if len(found) > question.limit:
+    if are_more:
         answer.next_page = str(failures[-1]["run"])
     if question.page is not None:
         return answer

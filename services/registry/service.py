@@ -237,14 +237,9 @@ class Registry:
             rows: list[dict[str, Any]] = await self._in(self._reading, self._store.ask, name, values)
         return rows
 
-    async def _page(self, name: str, limit: int, **values: Any) -> tuple[list[dict[str, Any]], bool]:
-        """So many rows at most, and whether there are more: one is read beyond the page."""
-        rows = await self._ask(name, limit=limit + 1, **values)
-        return rows[:limit], len(rows) > limit
-
     async def on_runs(self, question: Question) -> Answer:
         before = question.before or 1 << 62
-        rows, more = await self._page("runs", question.limit, before=before, status=question.status)
+        rows, more = await reports.paged(self._ask, "runs", question.limit, before=before, status=question.status)
         return Answer(rows=rows, next=rows[-1]["run"] if more else None)
 
     async def on_run(self, question: Question) -> Answer:
@@ -262,13 +257,13 @@ class Registry:
 
     async def on_events(self, question: Question) -> Answer:
         run = _run(question)
-        rows, more = await self._page("run_events", question.limit, run=run, after=question.after)
+        rows, more = await reports.paged(self._ask, "run_events", question.limit, run=run, after=question.after)
         return Answer(rows=rows, next=rows[-1]["seq"] if more else None)
 
     async def on_approvals(self, question: Question) -> Answer:
         before = question.before or 1 << 62
-        rows, more = await self._page(
-            "approvals", question.limit, before=before, run=question.run, status=question.status
+        rows, more = await reports.paged(
+            self._ask, "approvals", question.limit, before=before, run=question.run, status=question.status
         )
         cursors = [row.pop("cursor") for row in rows]
         return Answer(rows=rows, next=cursors[-1] if more else None)

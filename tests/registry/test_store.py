@@ -45,3 +45,26 @@ def test_row_groups_are_small_also_of_a_file_that_is_opened_again(tmp_path: Path
     with duckdb.connect(str(path), read_only=True) as file:
         assert file.execute("select count(*) from events").fetchone() == (2 * (ROW_GROUP_ROWS + 1),)
         assert file.execute(query).fetchone() == (ROW_GROUP_ROWS,)
+
+
+@pytest.mark.parametrize(
+    ("goal", "asked"),
+    [
+        (b'{"playbook": "nightly", "directive": "night"}', (None, None, "night", "nightly", None)),
+        (b'{"retry_of": 7}', (None, None, None, None, 7)),
+        (b'{"goal": "check", "tasks": ["noop"]}', ("check", ["noop"], None, None, None)),
+        (b'{"playbook": 7}', (None, None, None, None, None)),
+        (b"\xff", (None, None, None, None, None)),
+    ],
+)
+def test_a_run_that_was_never_planned_shows_what_was_asked(tmp_path: Path, goal: bytes, asked: tuple[object]) -> None:
+    made, stream, fold = Store(tmp_path / "ledger.duckdb"), Stream(), Fold()
+    stream.put("goal.submitted", goal)
+    stream.put("goal.rejected.1", b'{"reason": "there is none"}')
+    for message in stream.messages:
+        fold.add(*message)
+    made.write(fold.take())
+    [row] = made.ask("run", {"run": 1})
+    made.close()
+    assert row["status"] == "rejected"
+    assert tuple(row[name] for name in ("goal", "tasks", "directive", "playbook", "retry_of")) == asked
