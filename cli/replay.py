@@ -1,6 +1,5 @@
 """`remit replay`: a run's story, event by event: when, by whom, what it changed, and why it followed."""
 
-import select
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ SPEAKERS = {
     "llm.called": "worker",
     "timer.fired": "timer",
 }
-LOOK_S = 0.25
 BY_PRINCIPAL = ("goal.submitted", "run.cancel_requested", "approval.granted", "approval.rejected")
 
 
@@ -61,15 +59,8 @@ def replay(
         _show(one)
         if stepping and sys.stdin.isatty() and at + 1 < len(told):
             talk("— Enter: the next event, q: enough ", end="")
-            if _line().strip().lower().startswith("q"):
+            if sys.stdin.readline().strip().lower().startswith("q"):
                 return
-
-
-def _line() -> str:
-    """What somebody types. A Ctrl-C that comes just before a wait begins does not end that wait: none is for long."""
-    while not select.select([sys.stdin], [], [], LOOK_S)[0]:
-        pass
-    return sys.stdin.readline()
 
 
 def _until(messages: list[Message], as_of: str | None) -> list[Message]:

@@ -69,8 +69,10 @@ def test_a_signal_ends_who_waits_for_enter(nats: Stack, number: signal.Signals, 
     terminal, theirs = pty.openpty()
     argv = [sys.executable, "-m", "cli", "replay", "1", "--step"]
     process = subprocess.Popen(
-        argv, env=nats.environment, cwd=ROOT, stdin=theirs, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    )
+        argv, env=nats.environment, cwd=ROOT, stdin=theirs, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        # As a terminal starts it: what a shell starts in the background, such as these tests, is told to ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     assert process.stderr is not None
     try:
         assert process.stderr.read(len(PROMPT)) == PROMPT
