@@ -33,7 +33,7 @@ BY_PRINCIPAL = ("goal.submitted", "run.cancel_requested", "approval.granted", "a
 @click.command()
 @click.argument("run", type=RUN, required=False)
 @click.option("--bundle", type=click.Path(path_type=Path), help="From a file of `remit proof export`, without a NATS.")
-@click.option("--as-of", metavar="SEQ|TIME", help="Only up to this event, or to this time (RFC 3339).")
+@click.option("--as-of", metavar="SEQ|TIME", help="Only up to this event, time (RFC 3339) or day.")
 @click.option("--step", "stepping", is_flag=True, help="One event at a time, with Enter.")
 @archive_option
 @common
@@ -68,8 +68,9 @@ def _until(messages: list[Message], as_of: str | None) -> list[Message]:
         return messages
     if as_of.isdigit():
         return [message for message in messages if message[1] <= int(as_of)]
+    last = "T23:59:59.999999999Z" if len(as_of) == len("2026-11-21") else ""  # a day as it stood at its end
     try:
-        until_ns = parse_ns(as_of)
+        until_ns = parse_ns(as_of + last)
     except ValueError as error:
         raise Malformed(f"{error}, and no sequence number either", field="as-of") from error
     return [message for message in messages if message[2] <= until_ns]

@@ -231,7 +231,13 @@ class Store:
         if len(text) > SQL_CHARS_MAX:
             raise Malformed(f"the query has {len(text)} characters; {SQL_CHARS_MAX} at most", field="sql")
         cursor = self._cursor()
-        ending = threading.Timer(time_s, cursor.interrupt)
+        too_long = threading.Event()
+
+        def end() -> None:
+            too_long.set()
+            cursor.interrupt()
+
+        ending = threading.Timer(time_s, end)
         ending.daemon = True
         self._strangers.add(cursor)
         ending.start()
@@ -254,7 +260,9 @@ class Store:
                         break
                     rows.append(row)
         except duckdb.InterruptException as error:
-            raise Malformed(f"the query was ended after {time_s:g} s; ask for less", field="sql") from error
+            if too_long.is_set():
+                raise Malformed(f"the query was ended after {time_s:g} s; ask for less", field="sql") from error
+            raise RemitError("the query was ended: the record needed its memory, or is rebuilt; ask again") from error
         except duckdb.OutOfMemoryException as error:
             raise Malformed("the query needs more memory than there is for it; ask for less", field="sql") from error
         except (duckdb.Error, ValueError, RecursionError) as error:

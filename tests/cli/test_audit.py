@@ -119,6 +119,9 @@ def test_a_replay_is_told_as_of_an_event_or_a_time(sealing: Stack, done: int) ->
     for as_of in (str(third["seq"]), third["at"].replace("Z", "999Z")):
         shorter = parsed(remit(sealing, "replay", str(done), "--as-of", as_of, "-o", "json"))["events"]
         assert shorter == told[:3]
+    day = told[-1]["at"][:10]
+    assert parsed(remit(sealing, "replay", str(done), "--as-of", day, "-o", "json"))["events"] == told
+    assert remit(sealing, "replay", str(done), "--as-of", "2020-01-01").exit_code == 6  # there was no goal yet
     assert remit(sealing, "replay", str(done), "--as-of", "yesterday").exit_code == 2
 
 

@@ -1,5 +1,6 @@
 """Somebody's own query: it reads the registry's tables, and nothing else, for a while, up to so many rows."""
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from services.registry.fold import Fold
 from services.registry.store import Store
-from shared.errors import Malformed
+from shared.errors import Malformed, RemitError
 from shared.subjects import run_completed, run_started
 from tests import controls
 from tests.controls import Stream
@@ -185,6 +186,14 @@ def test_rows_beyond_the_limit_are_said_to_be_missing(store: Store) -> None:
     hundred_thousand = f"with w as (select '{'x' * 15_000}' as s) select s || s || s || s || s || s || s as x from w"
     wide = store.select(f"{hundred_thousand}, range(100)", rows_max=100, time_s=5)
     assert len(wide[1]) < 10 and "too much" in wide[2]
+
+
+def test_a_query_that_is_in_the_way_is_told_so(store: Store) -> None:
+    """It has done nothing wrong, so it is not told to ask for less."""
+    query = "select sum(hash(a.i + b.i)) from range(100000000) a(i), range(100000000) b(i)"
+    threading.Timer(0.3, store.interrupt_strangers).start()
+    with pytest.raises(RemitError, match="ask again"):
+        store.select(query, rows_max=10, time_s=20)
 
 
 def test_a_query_that_takes_all_memory_does_not_take_the_writers(tmp_path: Path) -> None:
