@@ -43,11 +43,17 @@ async def read_all(
             for row in some:
                 hear(*row[:4])
 
-    def heard(row: Row) -> None:
-        hear(*row[:4])
+    if end <= gone:
+        return end
+    done = asyncio.Event()
 
-    if end > gone:
-        await read_range(bus, gone + 1, end, heard)
+    def heard(subject: str, seq: int, at_ns: int, data: bytes) -> None:
+        if seq <= end:
+            hear(subject, seq, at_ns, data)
+        if seq >= end:
+            done.set()
+
+    await _read(Reader(bus, EVENTS, heard, start_seq=gone + 1, batch=BATCH, whole=True), done)
     return end
 
 
@@ -84,6 +90,10 @@ async def read_range(bus: Bus, first: int, last: int, hear: Callable[[Row], obje
             done.set()
 
     reader = Reader(bus, EVENTS, heard, start_seq=first, batch=BATCH, whole=True)
+    await _read(reader, done)
+
+
+async def _read(reader: Reader, done: asyncio.Event) -> None:
     await reader.start()
     try:
         await reader.until(done)

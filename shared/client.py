@@ -207,7 +207,8 @@ class _Parser(nats.protocol.parser.Parser):  # type: ignore[misc]
                     needed = end - at + 1
                     break
                 # By the space alone: a subject may hold any other white space, and the client's own pattern ends at it.
-                words = data[at:line_end].decode("utf-8", "replace").split(" ")
+                line = data[at:line_end]
+                words = (line.decode() if line.isascii() else line.decode(errors="replace")).split(" ")
                 op = words[0]
                 if op != "HMSG" and op != "MSG":
                     if heard is not None:
@@ -249,7 +250,7 @@ class _Parser(nats.protocol.parser.Parser):  # type: ignore[misc]
                         headers = _EXPECTED if header == _EXPECTED_HEADER else Headers(header)
                     listener.waiting.append((words[1], data[begin:tail], reply, headers))
                 else:
-                    raw = data[at:line_end].split(b" ")
+                    raw = line.split(b" ")
                     to = raw[3] if reply else b""
                     await client._process_msg(sid, raw[1], to, data[begin:tail], data[head:begin])
                     if self._resets != resets:

@@ -296,6 +296,7 @@ class Reader:
         self.position = start_seq - 1
         self._pulls: _Pulls | None = None
         self._consumer = ""
+        self._acks = ""  # how the reply subjects of its messages begin, but where they name a domain
         self._keeper: asyncio.Task[None] | None = None
         self._forget: Callable[[], None] | None = None
         self._consumer_seq = 0
@@ -331,7 +332,7 @@ class Reader:
     async def _open(self) -> None:
         """A new consumer right behind the last message seen."""
         if self._pulls:
-            self._consumer = ""  # what still comes of the old one is left out: the new one brings it again
+            self._consumer = self._acks = ""  # what still comes of the old one is left out: the new one brings it again
             # The end of a subscription cuts its handler off, and a message that was begun has to be folded to its end.
             await self._at_rest.wait()
             await self._pulls.stop()
@@ -341,6 +342,7 @@ class Reader:
         body = {"stream_name": self._stream, "config": config}
         await self._bus.api(f"CONSUMER.CREATE.{self._stream}.{config['name']}", body, timeout_s=self._patience_s)
         self._consumer = config["name"]
+        self._acks = f"$JS.ACK.{self._stream}.{self._consumer}"
         self._consumer_seq = 0
         self._pulls = _Pulls(self._bus, self._stream, self._consumer, self._batch, self._take)
         await self._pulls.start()
@@ -377,18 +379,20 @@ class Reader:
     def _take(self, waiting: Waiting) -> Awaitable[None] | None:
         while waiting:
             subject, data, reply, headers = message = waiting.popleft()
-            said = reply.split(".")
-            if len(said) != 9:
+            said = reply.rsplit(".", 5)
+            if said[0] != self._acks:
                 if _is_word(message):
                     waiting.appendleft(message)
                     return None
-                said = stamps(reply)
-            if said[-6] != self._consumer or self._failure.done():
-                continue  # a late message of the consumer before; or one that must not be folded over a hole
-            seq = int(said[-4])
+                said = stamps(reply)[-6:]
+                if len(said) < 6 or said[0] != self._consumer:
+                    continue  # a late message of the consumer before, or a stranger's
+            if self._failure.done():
+                continue  # nothing must be folded over a hole
+            seq = int(said[2])
             if seq != self.position + 1:
                 # The consumer numbers what it delivers without gaps, whatever its filter: a gap is a lost message.
-                if int(said[-3]) != self._consumer_seq + 1:
+                if int(said[3]) != self._consumer_seq + 1:
                     if self._pulls:
                         self._pulls.gone.set()
                     continue
@@ -398,7 +402,7 @@ class Reader:
             self._consumer_seq += 1
             self.position, self.headers = seq, headers
             try:
-                done = self._handler(subject, seq, int(said[-2]), data)
+                done = self._handler(subject, seq, int(said[4]), data)
             except Exception as error:
                 self._fail(error)
                 raise

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+from collections import deque
 
 import pytest
 
@@ -130,3 +131,23 @@ async def test_any_of_several_servers_will_do(server: Stack) -> None:
     bus = await connect(f"{nobody}, {server.url}", "test")
     assert bus.is_connected
     await bus.close()
+
+
+async def test_each_form_of_a_reply_says_where_its_message_stands(bus: Bus) -> None:
+    """The server's short form, its form with domain and account, and what is none or of another consumer."""
+    heard: list[tuple[int, int]] = []
+    reader = Reader(bus, EVENTS, lambda _subject, seq, at_ns, _data: heard.append((seq, at_ns)))
+    reader._consumer, reader._acks = "mine", "$JS.ACK.EVENTS.mine"
+    replies = [
+        "$JS.ACK.EVENTS.mine.1.1.1.101.5",
+        "$JS.ACK.EVENTS.before.1.2.2.102.5",
+        "$JS.ACK.hub.ACCOUNT.EVENTS.mine.1.2.2.102.5",
+        "$JS.ACK.hub.ACCOUNT.EVENTS.mine.1.3.3.103.5.token",
+        "",
+        "a.stranger",
+        "$JS.ACK.EVENTS.mine.1.4.4.104.0",
+    ]
+    waiting = deque(("audit.test.a", FACT, reply, None) for reply in replies)
+    assert reader._take(waiting) is None
+    assert heard == [(1, 101), (2, 102), (3, 103), (4, 104)]
+    assert not waiting
