@@ -1,6 +1,7 @@
 """What happened: `runs`, `show`, `watch`, `report`, `artifacts`, `events`, `tokens`, `hosts`."""
 
 import hashlib
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, get_args
@@ -9,7 +10,7 @@ import click
 import msgspec
 
 from cli.follow import follow, summary
-from cli.speak import ask, common, data, ends_well, line, status, table, talk, with_bus
+from cli.speak import ask, common, data, ends_well, line, plain, status, table, talk, with_bus
 from shared.answering import name_of
 from shared.bus import Bus
 from shared.clock import rfc3339
@@ -133,7 +134,8 @@ def report(output: str, run: int) -> None:
     if output == "json":
         data({"run": run, "name": "report.md", "text": content.decode(errors="replace")})
     else:
-        click.echo(content, nl=False)
+        # A terminal obeys what stands in a text: anybody may have put this one into the store.
+        click.echo(plain(content.decode(errors="replace")) if sys.stdout.isatty() else content, nl=False)
 
 
 @click.command()

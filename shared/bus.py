@@ -115,6 +115,10 @@ class Bus:
             raise Unavailable(f"{subject} did not answer within {timeout_s:g} s") from error
         except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
             raise Unavailable(f"NATS is not reachable: {error}") from error
+        except nats.errors.MaxPayloadError as error:
+            raise RemitError(f"a message of {len(data)} bytes is over the server's limit") from error
+        except nats.errors.BadSubjectError as error:
+            raise Malformed(f"nothing can be published on {subject[:200]!r}", field="subject") from error
         data = answer.data
         assert isinstance(data, bytes)
         return data
@@ -407,6 +411,8 @@ def _told(what: str) -> Any:
         raise Unavailable(f"{what}: NATS did not answer") from error
     except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
         raise Unavailable(f"NATS is not reachable: {error}") from error
+    except nats.errors.MaxPayloadError as error:
+        raise RemitError(f"{what}: it is larger than the server takes") from error
 
 
 async def connect(

@@ -94,7 +94,15 @@ class Headers(Mapping[str, str]):
 
 
 _EXPECTED = Headers(_EXPECTED_HEADER)
+CONTROL_LINE_BYTES_MAX = 4096  # the server's default: it ends the connection of whoever says a longer one
 _white_space = re.compile(r"[ \t\r\n]").search  # in a subject it would end the line, and begin another command
+
+
+def _too_long(subject: str, reply: str) -> bool:
+    """Whether no line of the protocol can hold these; what else stands on it is short."""
+    if len(subject) + len(reply) < CONTROL_LINE_BYTES_MAX // 8:
+        return False
+    return len(subject.encode(errors="replace")) + len(reply.encode(errors="replace")) > CONTROL_LINE_BYTES_MAX - 64
 
 
 def _block_size(headers: Mapping[str, str]) -> int:
@@ -321,6 +329,8 @@ class Client(nats.aio.client.Client):  # type: ignore[misc]
         self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
     ) -> None:
         """As the client's own; what nearly every message is, an append or an ack, takes a shorter way."""
+        if not subject or _white_space(subject) or _white_space(reply) or _too_long(subject, reply):
+            raise nats.errors.BadSubjectError
         size = len(payload)
         if headers is not None:
             # The server counts them, and ends the connection of whoever sends more: the client's own way does not look.
@@ -330,8 +340,6 @@ class Client(nats.aio.client.Client):  # type: ignore[misc]
                 raise nats.errors.MaxPayloadError
             await super().publish(subject, payload, reply, headers)
             return
-        if not subject or _white_space(subject) or _white_space(reply):
-            raise nats.errors.BadSubjectError
         if size > self._max_payload:
             raise nats.errors.MaxPayloadError
         if headers is None:

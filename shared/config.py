@@ -5,7 +5,6 @@ An entry that cannot be read is left out and told; it never takes the service wi
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import re
@@ -17,11 +16,12 @@ import msgspec
 
 from shared.bus import Bus
 from shared.catalogue import BUILT_IN, Catalogue
+from shared.errors import Unavailable
 from shared.plan import Directive, TaskSpec
 from shared.playbook import Playbook, read_playbook
 from shared.pull import Reader
 from shared.streams import last_seq
-from shared.subjects import CONFIG_BUCKET, is_token, playbook_key
+from shared.subjects import CONFIG_BUCKET, directive_key, is_token, playbook_key
 
 log = logging.getLogger("remit.config")
 
@@ -78,11 +78,16 @@ class Config:
             await self._reader.failed()
 
     async def catch_up(self, timeout_s: float = 5.0) -> None:
-        """Wait until everything that was in the bucket when this was called is in the view."""
+        """Wait until everything that was in the bucket when this was called is in the view; `Unavailable` if it is not.
+
+        Who goes on with an older view would allow what was taken back.
+        """
         wanted = await last_seq(self._bus, f"KV_{CONFIG_BUCKET}")
         async with self._moved:
-            with contextlib.suppress(TimeoutError):
+            try:
                 await asyncio.wait_for(self._moved.wait_for(lambda: self.revision >= wanted), timeout_s)
+            except TimeoutError as error:
+                raise Unavailable(f"the config cannot be read up to revision {wanted} just now") from error
 
     async def _changed(self, subject: str, seq: int, _at_ns: int, data: bytes) -> None:
         key = subject.removeprefix(self._prefix)
@@ -125,10 +130,19 @@ def catalogue(values: dict[str, bytes]) -> Catalogue:
             log.warning("config task.%s is left out: no subject can hold its name", name[:80])
             continue
         tasks.setdefault(name, msgspec.structs.replace(task, name=name))  # a built-in task keeps its meaning
-    directives = dict(BUILT_IN.directives)
-    for name, directive in entries(values, "directive.", Directive).items():
-        directives[name] = msgspec.structs.replace(directive, name=name)
-    return Catalogue(tasks=tuple(tasks.values()), directives=directives, playbooks=_playbooks(values))
+    return Catalogue(tasks=tuple(tasks.values()), directives=_directives(values), playbooks=_playbooks(values))
+
+
+def _directives(values: dict[str, bytes]) -> dict[str, Directive]:
+    """The built-in ones, and those configured in place of them or beside them.
+
+    One that cannot be read is none: what stood in its place before it was written may allow what it does not.
+    """
+    prefix = directive_key("")
+    found = {name: one for name, one in BUILT_IN.directives.items() if f"{prefix}{name}" not in values}
+    for name, directive in entries(values, prefix, Directive).items():
+        found[name] = msgspec.structs.replace(directive, name=name)
+    return found
 
 
 def _playbooks(values: dict[str, bytes]) -> dict[str, Playbook]:

@@ -13,6 +13,9 @@ from shared.bus import REQUEST_TIMEOUT_S, Bus
 from shared.errors import Malformed, NotFound, Refused, RemitError, Unavailable
 from shared.logs import (
     ANSWER_WAIT_S,
+    CHUNK_BYTES_MAX,
+    CHUNK_LINES_MAX,
+    CURSOR_CHARS_MAX,
     GO_ON,
     STOP,
     UNANSWERED_CHUNKS_MAX,
@@ -28,7 +31,11 @@ from shared.logs import (
 T = TypeVar("T")
 Page = TypeVar("Page", SourcesReply, ServicesReply)
 
-PAGES_MAX = 1_000  # an agent that always promises another page is broken or lies
+# An agent that always promises another page, or another chunk, is broken or lies.
+ENTRIES_MAX = 50_000
+PATIENCE = 6  # times what one page may take: all of them
+WORDS_CHARS_MAX = 500
+NOTES_MAX = 20
 
 _ERRORS: dict[str, type[RemitError]] = {"malformed": Malformed, "refused": Refused, "not_found": NotFound}
 
@@ -59,15 +66,22 @@ async def _pages(
 ) -> list[Page]:
     """Ask for one page after the other, as long as each promises a later one."""
     pages: list[Page] = []
-    after = ""
-    for _ in range(PAGES_MAX):
-        question = msgspec.json.encode(request(after=after))
-        reply = _read(await bus.request(subjects.logs(host, what), question, timeout_s=timeout_s), kind, host)
-        pages.append(reply)
-        if reply.next is None or reply.next <= after:
-            break
-        after = reply.next
-    return pages
+    after, entries = "", 0
+    try:
+        async with asyncio.timeout(PATIENCE * timeout_s):
+            while True:
+                question = msgspec.json.encode(request(after=after))
+                answer = await bus.request(subjects.logs(host, what), question, timeout_s=timeout_s)
+                reply = _short(_read(answer, kind, host))
+                pages.append(reply)
+                entries += 1 + len(reply.sources if isinstance(reply, SourcesReply) else reply.services)
+                if reply.next is None or reply.next <= after:
+                    return pages
+                if entries > ENTRIES_MAX:
+                    raise Unavailable(f"the log agent of {host} lists more than {ENTRIES_MAX} {what}")
+                after = reply.next
+    except TimeoutError as error:
+        raise Unavailable(f"the log agent of {host} went on listing {what} for {PATIENCE * timeout_s:g} s") from error
 
 
 async def read_log(
@@ -76,8 +90,9 @@ async def read_log(
     """Yield the chunks of one read; each next one is asked for when the caller comes back for it.
 
     Close it (`contextlib.aclosing`) to stop early: the agent is told. Malformed, Refused or NotFound as the
-    agent says; Unavailable when it is busy, silent for `silence_s`, or a chunk was lost.
+    agent says; Unavailable when it is busy, silent for `silence_s`, a chunk was lost, or it sends more than was asked.
     """
+    lines_left, chars_left = request.max_lines + CHUNK_LINES_MAX, request.max_bytes + CHUNK_BYTES_MAX
     # The agent sends a few chunks ahead; more than twice that is not its protocol, and is not kept.
     came: asyncio.Queue[tuple[bytes, str, bool]] = asyncio.Queue(2 * UNANSWERED_CHUNKS_MAX)
 
@@ -102,6 +117,10 @@ async def read_log(
             if chunk.n != expected or not len(chunk.at) == len(chunk.stream) == len(chunk.text):
                 raise Unavailable(f"the log agent of {host} sent chunk {chunk.n} where {expected} was due")
             expected += 1
+            lines_left -= max(1, len(chunk.text))
+            chars_left -= sum(map(len, chunk.text))
+            if lines_left < 0 or chars_left < 0:
+                raise Unavailable(f"the log agent of {host} sent more than the limits of the read")
             if chunk.last:
                 answer_to = ""
             elif not answer_to:
@@ -120,7 +139,22 @@ def _chunk(data: bytes, host: str) -> LogChunk:
     chunk = _decoded(data, LogChunk, host)
     if chunk.error is not None:
         raise _error(chunk.error, chunk.message, chunk.field)
-    return chunk
+    if len(chunk.cursor or "") > CURSOR_CHARS_MAX or len(chunk.until or "") > CURSOR_CHARS_MAX:
+        raise Unavailable(f"the log agent of {host} sent a cursor that no agent takes back")
+    return msgspec.structs.replace(chunk, notes=_words(chunk.notes)) if chunk.notes else chunk
+
+
+def _words(notes: list[str]) -> list[str]:
+    """What an agent notes for people; of any agent, so of any length."""
+    return [note[:WORDS_CHARS_MAX] for note in notes[:NOTES_MAX]]
+
+
+def _short(page: Page) -> Page:
+    if page.engine_error:
+        page = msgspec.structs.replace(page, engine_error=page.engine_error[:WORDS_CHARS_MAX])
+    if isinstance(page, SourcesReply):
+        page = msgspec.structs.replace(page, notes=_words(page.notes))
+    return page
 
 
 def _read(data: bytes, kind: type[T], host: str) -> T:
@@ -131,11 +165,12 @@ def _read(data: bytes, kind: type[T], host: str) -> T:
 
 
 def _error(kind: str, message: str, field: str) -> RemitError:
-    return _ERRORS.get(kind, Unavailable)(message, field=field)
+    return _ERRORS.get(kind, Unavailable)(message[:WORDS_CHARS_MAX], field=field[:WORDS_CHARS_MAX])
 
 
 def _decoded(data: bytes, kind: type[T], host: str) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Unavailable(f"the log agent of {host} sent what cannot be read: {error}") from error
+        told = str(error)[:WORDS_CHARS_MAX]
+        raise Unavailable(f"the log agent of {host} sent what cannot be read: {told}") from error

@@ -235,11 +235,11 @@ def worker_consumer(task: str, host: str | None = None) -> str:
 
 # gpu.<host>.report   logs.<host>.sources|read|services   registry.<question>
 def gpu_report(host: str) -> str:
-    return f"gpu.{host}.report"
+    return f"gpu.{token(host, 'host')}.report"
 
 
 def logs(host: str, what: str) -> str:
-    return f"logs.{host}.{what}"
+    return f"logs.{token(host, 'host')}.{what}"
 
 
 def registry(question: str) -> str:

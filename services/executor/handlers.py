@@ -8,7 +8,8 @@ import msgspec
 from shared.bus import Bus
 from shared.errors import Malformed
 from shared.events import Artifact, LlmCalled
-from shared.subjects import ARTIFACTS_BUCKET, MEMORY_BUCKET, artifact, progress
+from shared.plan import HOSTS_MAX
+from shared.subjects import ARTIFACTS_BUCKET, MEMORY_BUCKET, artifact, progress, token
 
 Outputs = dict[str, Any]
 
@@ -96,6 +97,15 @@ class Task:
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
             raise Malformed(f"{name} must be a list of names", field=f"params.{name}")
         return value
+
+    def hosts(self) -> list[str] | None:
+        """The hosts that the goal names, or None for all of them."""
+        names = self.names("hosts")
+        if names is None:
+            return None
+        if len(names) > HOSTS_MAX:
+            raise Malformed(f"hosts has {len(names)} names; {HOSTS_MAX} at most", field="params.hosts")
+        return [token(name, "params.hosts") for name in names]
 
 
 Handler = Callable[[Task], Coroutine[Any, Any, Outputs]]

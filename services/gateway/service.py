@@ -45,7 +45,8 @@ class Gateway:
         app.on_shutdown.append(follower.stop)
         # These two bound each wait by themselves: how long a stream or a download takes is the client's matter.
         streams = [
-            web.get("/api/runs/{run}/events", self._connected(runs.events)),
+            # No HEAD: what follows events for as long as they come has no length to tell.
+            web.get("/api/runs/{run}/events", self._connected(runs.events), allow_head=False),
             web.get("/api/runs/{run}/artifacts/{name:.+}", self._connected(artifacts.one)),
             web.get("/api/runs/{run}/report", self._connected(artifacts.report)),
         ]

@@ -137,9 +137,17 @@ class Planner:
         answer = plan(goal, self._config.catalogue, repeated, event.tail)
         if isinstance(answer, list) and any(_may_be_news(problem) for problem in answer):
             # The directive, task or playbook may have been added a moment ago: look again before saying no.
-            await self._config.catch_up()
+            await self._caught_up()
             answer = plan(goal, self._config.catalogue, repeated, event.tail)
         return answer
+
+    async def _caught_up(self) -> None:
+        while True:
+            try:
+                return await self._config.catch_up()
+            except Unavailable as error:
+                log.warning("a goal waits for the config: %s", error)
+                await asyncio.sleep(RETRY_S)
 
     async def _say(self, delivery: Delivery, answer: Answer) -> None:
         if isinstance(answer, list):

@@ -570,6 +570,16 @@ def test_one_that_cannot_be_read_takes_no_other_with_it(caplog: pytest.LogCaptur
     assert "playbook.fleet_health is left out" in caplog.text and "playbook.a is left out" in caplog.text
 
 
+@pytest.mark.parametrize("stored", [b"\xff", b"{", b'{"name": "default", "on_failure": "quarantine"}', b"[" * 100_000])
+def test_a_directive_that_cannot_be_read_allows_nothing(stored: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """The built-in one may allow what it was written to forbid: a newer writer's word, a slip of a hand."""
+    made = catalogue({"directive.default": stored})
+    assert "default" not in made.directives and "D1" in made.directives
+    assert "directive.default is left out" in caplog.text
+    (problem,) = controls.problems(Goal(goal="check logs"), made)
+    assert problem.field == "directive"
+
+
 def test_the_version_is_of_what_it_means_not_of_how_it_is_written() -> None:
     """Comments and the order of tables are nothing; a step's order and a default are something."""
     one = known("# so\n" + steps(NOOP, before="description = 'x'\n[params.p]\n")).playbooks["p"]

@@ -7,7 +7,7 @@ Parameters: `hosts` (names; default: every host that discovery finds), `window_s
 import msgspec
 
 from services.executor.handlers import Outputs, Task
-from services.executor.tasks.agents import ask_all, hosts_of
+from services.executor.tasks.agents import ask_all, hosts_of, told
 from services.executor.tasks.gpu_core import assemble
 from shared import subjects
 from shared.clock import now
@@ -20,7 +20,7 @@ async def gpu_report(task: Task) -> Outputs:
     window_s = task.number("window_s", WINDOW_S, 1, WINDOW_S)
     utilization_pct = task.number("utilization_threshold_pct", UTILIZATION_ABOVE_PCT, 0, 100)
     memory_pct = task.number("memory_threshold_pct", MEMORY_ABOVE_PCT, 0, 100)
-    hosts = await hosts_of(task.bus, "gpu", task.names("hosts"))
+    hosts = await hosts_of(task.bus, "gpu", task.hosts())
     await task.progress(f"asking {len(hosts)} GPU agent{'s' if len(hosts) != 1 else ''}")
     question = msgspec.json.encode(
         GpuReportRequest(window_s=window_s, utilization_above_pct=utilization_pct, memory_above_pct=memory_pct)
@@ -32,7 +32,7 @@ async def gpu_report(task: Task) -> Outputs:
             report = msgspec.json.decode(answer, type=GpuHostReport)
             # The name that was asked counts, so that no agent can answer for another host.
             reports.append(msgspec.structs.replace(report, host=host))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             missing[host] = f"its answer cannot be read: {error}"
     document = assemble(
         reports,
@@ -46,5 +46,6 @@ async def gpu_report(task: Task) -> Outputs:
         "status": document.status,
         "gpu_count": document.gpu_count,
         "hotspots": [f"{spot.host} GPU {spot.gpu}: {spot.why}" for spot in document.hotspots][:50],
-        "missing_hosts": missing,
+        "missing_hosts": told(missing),
+        "missing_hosts_total": len(missing),
     }

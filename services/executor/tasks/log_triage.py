@@ -10,13 +10,15 @@ only when the stream has accepted the step's end: a triage that is lost is done 
 import asyncio
 import hashlib
 import logging
+from collections.abc import Coroutine, Sequence
 from contextlib import aclosing
+from typing import Any
 
 import msgspec
 
 from services.executor.handlers import Outputs, Task
 from services.executor.tasks import llm
-from services.executor.tasks.agents import AGENT_DEADLINE_S, hosts_of
+from services.executor.tasks.agents import AGENT_DEADLINE_S, HOSTS_AT_ONCE, hosts_of
 from services.executor.triage import Document, Line, SourceReport, SourceTriage, Unread, Window, document, markdown
 from shared.bus import Bus
 from shared.clock import NS_PER_S, now_ns
@@ -27,6 +29,7 @@ from shared.subjects import MEMORY_BUCKET
 
 log = logging.getLogger("remit.triage")
 
+REPORT_SPARE_S = 60.0  # what reading must leave of the step's time
 LLM_SPARE_S = 30.0  # what a summary must leave of the step's time for writing the report
 FINDINGS_FOR_LLM = 12
 
@@ -50,37 +53,85 @@ class Read(msgspec.Struct):
     memory: Memory
 
 
+class Logs:
+    """What was read of one host, and what was not."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.done: list[Read] = []
+        self.is_read = False  # to its end
+        self._left_out: list[Unread] = []
+
+    def leave_out(self, source: str, why: str) -> None:
+        self._left_out.append(Unread(self.name, source, why))
+
+    def not_read(self) -> list[Unread]:
+        if self.is_read:
+            return self._left_out
+        return [*self._left_out, Unread(self.name, "", "the step's time was over before all of it was read")]
+
+
 async def log_triage(task: Task) -> Outputs:
     max_lines = int(task.number("max_lines", READ_LINES_DEFAULT, 1, READ_LINES_MAX))
     max_bytes = int(task.number("max_bytes", READ_BYTES_DEFAULT, 1, READ_BYTES_MAX))
     wanted = task.names("sources")
-    hosts = await hosts_of(task.bus, "logs", task.names("hosts"))
-    done: list[Read] = []
-    unread: list[Unread] = []
-    for host in hosts:
-        try:
-            found = await all_sources(task.bus, host, timeout_s=AGENT_DEADLINE_S)
-        except RemitError as error:
-            unread.append(Unread(host, "", error.message))
-            continue
-        if found.engine_error:
-            unread.append(Unread(host, "", found.engine_error))
-        allowed = [one.source for one in found.sources if one.allowed]
-        if not allowed and wanted is None and not found.engine_error:
-            there = f"none of its {len(found.sources)} sources is" if found.sources else "nothing of it is"
-            unread.append(Unread(host, "", f"{there} allowed; `remit allow add NAME` (or /PATH) allows one"))
-        if wanted is not None:
-            allowed = [source for source in allowed if source in wanted]
-        for source in allowed:
-            await task.progress(f"reading {source} on {host}")
-            try:
-                done.append(await _read(task, host, source, max_lines, max_bytes))
-            except RemitError as error:
-                unread.append(Unread(host, source, error.message))
+    hosts = await hosts_of(task.bus, "logs", task.hosts())
+    logs = {host: Logs(host) for host in hosts}
+    places = asyncio.Semaphore(HOSTS_AT_ONCE)
+
+    async def read(host: Logs) -> None:
+        async with places:
+            await _read_host(task, host, wanted, max_lines, max_bytes)
+
+    await _within(task, [read(logs[host]) for host in hosts])
+    done = [one for host in hosts for one in logs[host].done]
+    unread = [one for host in hosts for one in logs[host].not_read()]
     for source in wanted or ():
         if not any(read.report.source == source for read in done) and not any(u.source == source for u in unread):
             unread.append(Unread("", source, "no host has it, or it is not allowed (`remit allow ls` shows what is)"))
     return await _report(task, done, unread)
+
+
+async def _within(task: Task, reading: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Read until what is left of the step's time is needed for the report: one slow host costs nobody theirs."""
+    left_s = (task.deadline_ns - now_ns()) / NS_PER_S
+    begun = [asyncio.ensure_future(one) for one in reading]
+    if not begun:
+        return
+    try:
+        await asyncio.wait(begun, timeout=left_s - min(REPORT_SPARE_S, left_s / 2))
+    finally:
+        for one in begun:
+            one.cancel()
+        ended = await asyncio.gather(*begun, return_exceptions=True)
+    for error in ended:
+        if isinstance(error, Exception):
+            raise error
+
+
+async def _read_host(task: Task, host: Logs, wanted: list[str] | None, max_lines: int, max_bytes: int) -> None:
+    """Read every source of one host that is allowed, and is wanted."""
+    try:
+        found = await all_sources(task.bus, host.name, timeout_s=AGENT_DEADLINE_S)
+    except RemitError as error:
+        host.leave_out("", error.message)
+        host.is_read = True
+        return
+    if found.engine_error:
+        host.leave_out("", found.engine_error)
+    allowed = [one.source for one in found.sources if one.allowed]
+    if not allowed and wanted is None and not found.engine_error:
+        there = f"none of its {len(found.sources)} sources is" if found.sources else "nothing of it is"
+        host.leave_out("", f"{there} allowed; `remit allow add NAME` (or /PATH) allows one")
+    if wanted is not None:
+        allowed = [source for source in allowed if source in wanted]
+    for source in allowed:
+        await task.progress(f"reading {source} on {host.name}")
+        try:
+            host.done.append(await _read(task, host.name, source, max_lines, max_bytes))
+        except RemitError as error:
+            host.leave_out(source, error.message)
+    host.is_read = True
 
 
 async def _read(task: Task, host: str, source: str, max_lines: int, max_bytes: int) -> Read:
@@ -150,9 +201,11 @@ async def _report(task: Task, done: list[Read], unread: list[Unread]) -> Outputs
 
     async def remember() -> None:
         for read in done:
-            await task.bus.kv_put(
-                MEMORY_BUCKET, _key(read.memory.host, read.memory.source), msgspec.json.encode(read.memory)
-            )
+            memory = read.memory
+            try:
+                await task.bus.kv_put(MEMORY_BUCKET, _key(memory.host, memory.source), msgspec.json.encode(memory))
+            except RemitError as error:  # of one source: the others are not to be read again for it
+                log.warning("where %s on %s was read up to is not kept: %s", memory.source, memory.host, error)
 
     task.when_accepted.append(remember)
     severities: dict[str, int] = {}

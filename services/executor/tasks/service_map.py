@@ -3,10 +3,13 @@
 Parameters: `hosts` (names; default: every host that discovery finds).
 """
 
+import asyncio
+
 import msgspec
+from msgspec.structs import replace
 
 from services.executor.handlers import Outputs, Task
-from services.executor.tasks.agents import AGENT_DEADLINE_S, hosts_of
+from services.executor.tasks.agents import AGENT_DEADLINE_S, HOSTS_AT_ONCE, hosts_of, told
 from services.executor.tasks.map_core import assemble, mermaid
 from shared.clock import now
 from shared.errors import RemitError
@@ -15,15 +18,24 @@ from shared.logs import ServicesReply
 
 
 async def service_map(task: Task) -> Outputs:
-    hosts = await hosts_of(task.bus, "logs", task.names("hosts"))
-    replies: list[ServicesReply] = []
+    hosts = await hosts_of(task.bus, "logs", task.hosts())
+    found: dict[str, ServicesReply] = {}
     missing: dict[str, str] = {}
-    for host in hosts:
-        await task.progress(f"asking {host} for its containers")
-        try:
-            replies.append(await all_services(task.bus, host, timeout_s=AGENT_DEADLINE_S))
-        except RemitError as error:
-            missing[host] = error.message
+    places = asyncio.Semaphore(HOSTS_AT_ONCE)
+
+    async def ask(host: str) -> None:
+        async with places:
+            await task.progress(f"asking {host} for its containers")
+            try:
+                reply = await all_services(task.bus, host, timeout_s=AGENT_DEADLINE_S)
+                # The name that was asked counts, so that no agent can answer for another host.
+                services = [replace(one, host=host) for one in reply.services]
+                found[host] = replace(reply, host=host, services=services)
+            except RemitError as error:
+                missing[host] = error.message
+
+    await asyncio.gather(*(ask(host) for host in hosts))
+    replies = [found[host] for host in sorted(found)]
     document = assemble(replies, sorted(missing), at=now())
     await task.keep("services.json", msgspec.json.format(msgspec.json.encode(document)), "application/json")
     await task.keep("services.md", mermaid(document).encode(), "text/markdown")
@@ -31,6 +43,7 @@ async def service_map(task: Task) -> Outputs:
         "status": document.status,
         "service_count": len(document.services),
         "edge_count": len(document.edges),
-        "missing_hosts": missing,
-        "engine_errors": {reply.host: reply.engine_error for reply in replies if reply.engine_error},
+        "missing_hosts": told(missing),
+        "missing_hosts_total": len(missing),
+        "engine_errors": told({host: reply.engine_error for host, reply in found.items() if reply.engine_error}),
     }

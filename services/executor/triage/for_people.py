@@ -2,13 +2,14 @@
 
 Log text is hostile: it stands only in code, in a fence longer than any run of backticks that it holds, or in inline
 code of the same kind, so that no markdown or HTML of a log line is ever rendered. Words of people and models (goal,
-summary, reasons) are escaped.
+summary, reasons) are escaped. Names, too, may hold what moves a terminal's cursor: none of that is written.
 """
 
 import re
 from collections.abc import Sequence
 from typing import Final
 
+from services.executor.triage.clean import clean
 from services.executor.triage.for_programs import Document, TriagedSource
 from services.executor.triage.model import SEVERITIES, Evidence, Finding, SourceReport
 
@@ -131,7 +132,7 @@ def _fenced(evidence: Evidence) -> list[str]:
 
 def _code(text: str, *, table: bool = False) -> str:
     """Inline code that shows the text as it is, whatever it holds; never spans lines."""
-    flat = " ".join(text.split()) or " "
+    flat = clean(" ".join(text.split())) or " "
     if table:
         flat = flat.replace("|", "\\|")
     longest = max((len(run) for run in _TICKS.findall(flat)), default=0)
@@ -142,7 +143,7 @@ def _code(text: str, *, table: bool = False) -> str:
 
 def _plain(text: str) -> str:
     """Text without any markup of its own, on one line."""
-    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
+    return _MARKUP.sub(r"\\\1", clean(" ".join(text.split())))
 
 
 def _short(text: str) -> str:

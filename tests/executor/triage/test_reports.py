@@ -87,6 +87,16 @@ def test_the_report_for_people_says_all_that_a_reader_needs() -> None:
         assert part in text, part
 
 
+def test_no_name_moves_the_cursor_of_who_reads_the_report() -> None:
+    """A file's name and an agent's notes are anybody's: a terminal obeys them, and an override turns text round."""
+    evil = "a\x1b]0;OWNED\x07\x1bc\x9b31m\u202eb"
+    unread = [Unread(evil, evil, f"cannot be read: {evil}")]
+    reports = [msgspec.structs.replace(triaged(lines(FAILING), source=evil), notes=[evil])]
+    text = markdown(document(reports, run=1, goal=evil, unread=unread, summary=evil, summary_note=evil))
+    assert not set(text) & set("\x1b\x07\x9b\u202e")
+    assert "acb" in text
+
+
 def test_without_logs_the_report_says_so() -> None:
     text = markdown(document([], run=1, goal="check logs", unread=[Unread("nas", "", "no answer")]))
     assert "no logs were read: nothing can be said; 1 source could not be read" in text
