@@ -23,6 +23,7 @@ from shared.events import (
 from shared.plan import Step
 from shared.run_approvals import expired
 from shared.run_state import Run, StepState, Stop, with_step
+from shared.status import StepStatus
 
 WAITING = ("pending", "awaiting_approval")
 
@@ -125,13 +126,18 @@ def _lost(
     attempt = max(event.attempt, state.taken)
     again = retryable and run.stop is None and attempt < step.max_attempts and step.retry.covers(error)
     pause_ns = step.retry.pause_s(attempt) * NS_PER_S
+    status: StepStatus = "pending" if again else "failed"
+    cause = ""
+    if again and state.skip is not None:
+        status, again, (message, cause) = "skipped", False, state.skip
     state = StepState(
-        status="pending" if again else "failed",
+        status=status,
         attempt=attempt,
         dispatched_ns=state.dispatched_ns,
         ended_ns=0 if again else event.at_ns,
         error=error,
         message=message,
+        cause=cause,
         host=host,
         not_before_ns=event.at_ns + pause_ns if again and pause_ns else 0,
     )
@@ -166,15 +172,20 @@ def _ended_by_stop(
 
 
 def skipped(run: Run, event: Event) -> Run:
-    """Whoever has said it, nobody can say it again: it stands, or a run that was to be stopped could never end."""
+    """Whoever has said it, nobody can say it again: it stands, or a run that was to be stopped could never end.
+
+    While the step runs, it is of somebody who had not read the dispatch: it counts when the attempt is lost.
+    """
     state = run.steps.get(event.step)
-    if state is None or state.status not in WAITING:
+    if state is None or (state.status not in WAITING and (state.status != "running" or state.skip is not None)):
         return run
     # Unreadable: it can never be said here that the step is skipped, so the message has to stand for it.
     body = event.body
     reason, cause = "step.skipped holds another message", "stopped"
     if isinstance(body, StepSkipped):
         reason, cause = body.reason, body.cause
+    if state.status == "running":
+        return with_step(run, event, event.step, replace(state, skip=(reason, cause)))
     state = replace(state, status="skipped", ended_ns=event.at_ns, message=reason, cause=cause)
     return with_step(run, event, event.step, state)
 

@@ -38,6 +38,7 @@ class StepState(msgspec.Struct, frozen=True, gc=False):
     is_due: bool = False  # the time that a wait step waits for has come
     cancel_ns: int = 0  # its worker was asked to end it
     reused_from: int = 0  # the run whose result stands for its own
+    skip: tuple[str, str] | None = None  # reason and cause of a skip that was said while it ran
 
 
 class Tally(msgspec.Struct, frozen=True, gc=False):

@@ -21,8 +21,8 @@ class StepLine:
     """Where one step stands, and the messages that brought it there."""
 
     __slots__ = (
-        "attempt", "cancel_ns", "cause", "dispatched_ns", "ended_ns", "grant", "is_due", "rest_ns", "seq", "spent",
-        "status", "taken", "void",
+        "attempt", "cancel_ns", "cause", "dispatched_ns", "ended_ns", "grant", "is_due", "rest_ns", "seq", "skip",
+        "spent", "status", "taken", "void",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -33,6 +33,8 @@ class StepLine:
         self.is_due = False
         self.cause = ""
         self.seq = 0  # the message that brought it where it is
+        # A skip that came while it ran, and counts when the attempt is lost: its seq, its cause, what is wrong with it.
+        self.skip: tuple[int, str, str] | None = None
         self.void: tuple[str, int, str] | None = None  # (rule, seq, text): why its last dispatch did not count
 
 

@@ -201,7 +201,15 @@ def _lost(
     covered = step.retry.errors is None or error in step.retry.errors
     line.attempt, line.taken, line.seq = attempt, 0, seq
     line.cancel_ns, line.is_due = 0, False
-    if retryable and covered and not run.stop and attempt < step.max_attempts:
+    again = retryable and covered and not run.stop and attempt < step.max_attempts
+    if again and line.skip:
+        skip_seq, cause, problem = line.skip
+        line.rest_ns = 0
+        if problem:
+            text = f"step {step.id} is skipped ({cause or 'no cause'}): {problem}"
+            run.find("skip", [skip_seq, seq], text, step.id)
+        run.end_step(line, "skipped", seq, at_ns, cause)
+    elif again:
         line.status, line.grant, line.spent = "waiting", 0, 0
         rest_s = min(step.retry.backoff_s << min(attempt - 1, 32), step.retry.backoff_s_max)
         line.rest_ns = at_ns + rest_s * NS if rest_s else 0
@@ -241,9 +249,13 @@ def skipped(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: bytes) 
     if line is None:
         run.find("transition", [seq], "a step is skipped that the plan does not have")
         return "the plan has no such step"
+    name = tokens[3]
+    if line.status == "running" and line.skip is None:
+        said: Reasoned | None = body_of("step.skipped", data)
+        why = _unskippable(run, name, said.cause) if said else "step.skipped holds another message"
+        line.skip = (seq, said.cause if said else "stopped", why)
     if line.status != "waiting":
         return f"the step is {line.status}"
-    name = tokens[3]
     if not run.started:
         run.find("transition", [seq], f"step {name} is skipped before the run is started", name)
         return "the run is not started"

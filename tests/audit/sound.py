@@ -21,6 +21,7 @@ from shared.subjects import (
     step_cancelled,
     step_dispatched,
     step_failed,
+    step_skipped,
 )
 from tests import controls
 from tests.controls import Stream
@@ -69,6 +70,18 @@ def retried() -> list[Message]:
 def lost() -> list[Message]:
     run = Told(step("a", max_attempts=1), step("b", needs=["a"]))
     run.lost("a")
+    return run.messages
+
+
+def overtaken() -> list[Message]:
+    """One executor skips what another, which has not read that the run is over, has dispatched again just before."""
+    run = Told(step("a"), step("b", max_attempts=1), step("c", needs=["a", "b"]))
+    dispatch = next(data for subject, _, _, data in run.messages if subject.startswith("step.dispatched.1.a"))
+    run.stream.put(step_failed(run.run, "a", 1), controls.failed())
+    run.stream.put(step_failed(run.run, "b", 1), controls.failed())
+    run.stream.put(step_dispatched(run.run, "a", 2, "noop"), dispatch)
+    run.stream.put(step_skipped(run.run, "a"), controls.skipped(reason="step b failed", cause="stopped"))
+    run.put(step_failed(run.run, "a", 2), controls.failed())
     return run.messages
 
 
@@ -225,8 +238,8 @@ def one_by_one() -> list[Message]:
 SOUND: dict[str, Callable[[], list[Message]]] = {
     one.__name__: one
     for one in (
-        chain, alone, retried, lost, gated, asked, refused, unanswered, spending, fan, narrow, used_up, undone,
-        cancelled, cancelled_before, waited, decided, timed_out, kept, rejected, active, scheduled, one_by_one,
+        chain, alone, retried, lost, overtaken, gated, asked, refused, unanswered, spending, fan, narrow, used_up,
+        undone, cancelled, cancelled_before, waited, decided, timed_out, kept, rejected, active, scheduled, one_by_one,
     )
 }  # fmt: skip
 

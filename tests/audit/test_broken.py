@@ -26,6 +26,7 @@ from tests.audit.sound import (
     narrow,
     numbered,
     one_by_one,
+    overtaken,
     place,
     refused,
     renamed,
@@ -261,6 +262,16 @@ BROKEN: list[tuple[str, str, Callable[[], list[Message]]]] = [
         "a step is skipped, and nothing calls for it",
         "skip",
         lambda: replanned(lost(), set_step(0, "on_failure", "continue")),
+    ),
+    (
+        "a skip that came while the step ran counts, and nothing called for it",
+        "skip",
+        lambda: edited(overtaken(), "step.skipped.1.a", cause="need"),
+    ),
+    (
+        "a step that was lost after its skip is said to have failed",
+        "end_steps",
+        lambda: edited(overtaken(), "run.completed.1", steps={"a": "failed", "b": "failed", "c": "skipped"}),
     ),
     (
         "a step is skipped for a condition that it has not",

@@ -8,6 +8,7 @@ from shared.clock import NS_PER_S, parse_ns
 from shared.events import KINDS, ApprovalExpired, Event, Unreadable, read
 from shared.plan import GATE
 from shared.run import LEGAL, Run, evolve, refusal
+from shared.run_tally import counted
 from shared.status import RUN_ENDS, STEP_ENDS
 from shared.subjects import (
     approval_expired,
@@ -148,7 +149,7 @@ COUNTS: dict[str, set[str]] = {
     "planned": {"run.queued", "run.started", "dispatch a.1", *EARLY, *OPEN},
     "queued": {"run.started", "dispatch a.1", *EARLY, *OPEN},
     "running": {"dispatch a.1", "skip a", *IN_STEPS},
-    "a runs": {"dispatch a.2", "complete a.1", "fail a.1", "a.1 was ended", "timer a.1", *IN_STEPS},
+    "a runs": {"dispatch a.2", "skip a", "complete a.1", "fail a.1", "a.1 was ended", "timer a.1", *IN_STEPS},
     "a is overdue": {"dispatch a.2", "skip a", *IN_STEPS},
     "a was lost once": {"dispatch a.2", "skip a", *IN_STEPS},
     "a succeeded": IN_STEPS,
@@ -172,10 +173,20 @@ COUNTS: dict[str, set[str]] = {
         "fail a.1",
         "timer a.1",
         "dispatch a.2",
+        "skip a",
         *STOPPING,
         "call in a",
     },
-    "a told to end": {"a.1 was ended", "complete a.1", "fail a.1", "timer a.1", "dispatch a.2", *STOPPING, "call in a"},
+    "a told to end": {
+        "a.1 was ended",
+        "complete a.1",
+        "fail a.1",
+        "timer a.1",
+        "dispatch a.2",
+        "skip a",
+        *STOPPING,
+        "call in a",
+    },
     "a cancelled": STOPPING - {"deadline"},
     "rejected": set(),
     "succeeded": set(),
@@ -207,7 +218,8 @@ UNREADABLE_COUNTS: dict[str, set[str]] = {
     "dispatch a.2": {"pending", "a runs", "a was lost once", "a is overdue", "cancelling", "a told to end"},
     "tell a.1 to end": {"cancelling"},
     "a.1 was ended": {"a runs", "cancelling", "a told to end"},
-    "skip a": {*NOT_STARTED, "running", "a was lost once", "a is overdue"},
+    # While it runs, too: nobody can say it again when the attempt is lost.
+    "skip a": {*NOT_STARTED, "running", "a was lost once", "a is overdue", "a runs", "cancelling", "a told to end"},
     "skip b": {*NOT_STARTED, *(name for name, run in STATES.items() if run.status == "running")},
     "skip c": {"pending"},
     "complete a.1": {"a runs", "cancelling", "a told to end"},
@@ -342,6 +354,25 @@ def test_calls_add_up_and_unknown_usage_is_counted_as_unknown() -> None:
         (llm_called(RUN, "a", "1-3"), controls.called(input_tokens=1, output_tokens=2)),
     )
     assert (after.tokens.input, after.tokens.output, after.tokens.unknown_calls) == (31, 26, 1)
+
+
+def test_a_skip_that_was_said_while_the_step_ran_counts_when_the_attempt_is_lost() -> None:
+    """One executor skips what another, which has read less, has dispatched just before. The attempt may yet succeed."""
+    running = STATES["a runs"]
+    begun_ns = running.steps["a"].dispatched_ns
+
+    def after(run: Run, event: str, at_ns: int) -> Run:
+        subject, body = EVENTS[event]
+        return evolve(run, read(subject, 100, at_ns, controls.encode(body)))
+
+    told = after(running, "skip a", begun_ns + 1)
+    assert told.steps["a"].status == "running"
+    assert after(told, "skip a", begun_ns + 2) is told
+    assert after(told, "complete a.1", begun_ns + 2).steps["a"].status == "succeeded"
+    lost = after(told, "fail a.1", begun_ns + 2)
+    state = lost.steps["a"]
+    assert (state.status, state.message, state.ended_ns) == ("skipped", controls.skipped().reason, lost.at_ns)
+    assert lost.plan is not None and lost.tally == counted(lost.plan, lost.steps)
 
 
 def test_the_end_is_what_run_completed_says_and_open_steps_are_skipped() -> None:
