@@ -7,10 +7,11 @@ of it, or other bytes under the same name, are never sent as the artifact.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
@@ -22,7 +23,7 @@ from services.gateway.asked import answered, run_of
 from services.gateway.problems import Problem
 from services.gateway.views import announced, run_view
 from shared.bus import Bus
-from shared.errors import NotFound
+from shared.errors import NotFound, Unavailable
 from shared.events import Artifact
 from shared.run import Run
 from shared.story import read_story
@@ -31,7 +32,8 @@ from shared.subjects import ARTIFACTS_BUCKET, artifact
 REPORT = "report.md"
 DOWNLOADS_MAX = 4  # at a time: each is a file on disk
 BLOCK_BYTES = 256 * 1024
-WRITE_S = 30.0
+ROOM_S = 20.0  # who waits longer for the others' downloads is told to come again
+WRITE_S = 120.0  # a block may wait for megabytes that the kernel holds: at 40 kB/s that is a minute
 
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,60}/[A-Za-z0-9!#$&^_.+-]{1,60}(; ?charset=[A-Za-z0-9-]{1,20})?")
 _FILENAME_ODD = re.compile(r"[^A-Za-z0-9._-]")
@@ -72,7 +74,7 @@ class Artifacts:
             response.content_length = newest.size_bytes
             await response.prepare(request)
             return response
-        async with self._room:
+        async with self._in_turn():
             found, file = await self._find(run.id, name, wanted)
             with file:
                 response = web.StreamResponse(headers=_headers(found, disposition))
@@ -83,6 +85,17 @@ class Artifacts:
                     async with asyncio.timeout(WRITE_S):
                         await response.write(block)
                 return response
+
+    @contextlib.asynccontextmanager
+    async def _in_turn(self) -> AsyncIterator[None]:
+        try:
+            await asyncio.wait_for(self._room.acquire(), ROOM_S)
+        except TimeoutError as error:
+            raise Unavailable(f"{DOWNLOADS_MAX} downloads are under way, and none has ended in {ROOM_S:g} s") from error
+        try:
+            yield
+        finally:
+            self._room.release()
 
     async def _find(self, run: int, name: str, wanted: Sequence[Artifact]) -> tuple[Artifact, BinaryIO]:
         """The newest of those announced whose bytes there are. A step that was reused left them with its own run."""

@@ -1,5 +1,6 @@
 """Artifacts over HTTP: what a worker announced, byte for byte, and nothing else that lies in the store."""
 
+import contextlib
 import hashlib
 import re
 from urllib.parse import unquote
@@ -8,7 +9,9 @@ import aiohttp
 import msgspec
 import pytest
 
+from services.gateway import artifacts as downloads
 from shared.bus import Bus, connect
+from shared.errors import Unavailable
 from shared.events import Artifact, encode
 from shared.plan import Reused
 from shared.subjects import ARTIFACTS_BUCKET, artifact, goal_submitted, plan_created
@@ -184,3 +187,17 @@ async def test_what_was_reused_comes_from_the_run_that_left_it(alone: WebStack) 
         async with web.get(f"/api/runs/{again}/report") as answer:
             assert (answer.status, await answer.read()) == (200, REPORT)
     await bus.close()
+
+
+async def test_who_waits_for_the_others_downloads_is_told_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And has its turn when one of them has ended."""
+    monkeypatch.setattr(downloads, "ROOM_S", 0.05)
+    handlers = downloads.Artifacts(None)  # type: ignore[arg-type]  # nothing is fetched here
+    async with contextlib.AsyncExitStack() as others:
+        for _ in range(downloads.DOWNLOADS_MAX):
+            await others.enter_async_context(handlers._in_turn())
+        with pytest.raises(Unavailable, match="4 downloads are under way"):
+            async with handlers._in_turn():
+                pass
+    async with handlers._in_turn():
+        pass
