@@ -9,7 +9,8 @@ from msgspec.structs import replace
 from services.planner import playbooks, repeating
 from services.planner.checks import check
 from services.planner.draft import Draft, allowed_hosts, is_gated, keyword_forms, quoted
-from services.planner.words import RULES_VERSION, affirmed, matches
+from services.planner.negation import affirmed
+from services.planner.words import RULES_VERSION, matches
 from shared.catalogue import ANY_TASK, Catalogue
 from shared.events import PlanCreated, encode
 from shared.plan import (

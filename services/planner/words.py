@@ -1,42 +1,23 @@
-"""Which keywords a goal's words name: whole words with simple inflection, case-folded, negated ones left out.
+"""Which keywords words name: whole words with simple inflection, case-folded.
 
 The forms of each keyword are made once (log, logs, logged, logging) and looked up; the goal's words are never cut
 down, so "terror" cannot become "error" nor "report" "port".
-
-Negation. "do not touch the GPUs", "without service map", "skip the logs": a negating word silences what follows it
-up to the end of its clause: a mark of punctuation, "but", or "and" before a verb of asking ("without the GPUs and
-check the logs"). "no" reaches less far, up to the next preposition: "no errors in the logs" still names the logs.
-"not only" negates nothing, nor does a negated negation ("don't forget the GPUs", "never skip the logs"). "instead
-of" and "rather than" negate what follows; what is excluded *from* something leaves that something named.
 """
 
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-RULES_VERSION = "1"
+RULES_VERSION = "2"  # of this module and of `negation`
 
 _TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[.,;:!?()\n]|--|—|–")
 _VOWELS = frozenset("aeiou")
 _DOUBLED = frozenset("bdgmnprt")  # map, mapping; log, logging; but not crash, exposeed
 
-_CLAUSE_ENDS = frozenset((".", ",", ";", ":", "!", "?", "(", ")", "\n", "--", "—", "–"))
-_TURNS = frozenset(("but", "instead", "then", "however", "rather", "just", "only"))
-_NEGATORS = frozenset(
-    ("not", "never", "without", "except", "excluding", "exclude", "skip", "skipping", "omit", "omitting",
-     "avoid", "avoiding", "ignore", "ignoring", "neither", "nor", "cannot", "dont", "wont", "leave")
-)  # fmt: skip
-# After a negator these ask for the thing: "do not forget the GPUs".
-_DROPS = frozenset(("forget", "miss", "skip", "omit", "exclude", "ignore", "avoid", "leave", "neglect"))
-# "exclude errors from the GPU report": what stands behind "from" is wanted.
-_TAKES_FROM = frozenset(("exclude", "excluding", "omit", "omitting", "skip", "skipping", "leave"))
-_PREPOSITIONS = frozenset(("in", "on", "of", "for", "from", "at", "with", "to", "by", "about", "across", "over"))
-_JOINS = frozenset(("and", "plus", "&"))
-_ASKS = frozenset(
-    ("check", "report", "show", "run", "inspect", "list", "scan", "look", "find", "get", "tell", "give", "verify",
-     "monitor", "test", "summarize", "summarise", "review", "do", "make", "draw", "describe", "analyze", "analyse",
-     "triage", "map", "include", "print", "use", "explain", "read", "write", "collect", "measure", "please")
-)  # fmt: skip
+# What keyboards and phones put for an apostrophe; before NFKC, which makes a blank and an accent of U+00B4.
+_APOSTROPHES = str.maketrans(dict.fromkeys("\u00b4\u0060\u2018\u2019\u02bc\u201b\u2032", "'"))
+# A line that goes on in the next one, and the items of a list: a pause, no end.
+_GOES_ON = re.compile(r"(?<=[,:])\s*\n|\n\s*[-*•]\s")
 
 
 def forms(keyword: str) -> frozenset[str]:
@@ -60,44 +41,8 @@ def forms(keyword: str) -> frozenset[str]:
 
 def split(text: str) -> list[str]:
     """The goal's words and marks, case-folded, in order."""
-    return _TOKEN.findall(unicodedata.normalize("NFKC", text).casefold().replace("’", "'"))
-
-
-def _is_negator(word: str) -> bool:
-    return word in _NEGATORS or word.endswith("n't")
-
-
-def affirmed(text: str) -> tuple[list[str], list[str]]:
-    """The words that stand, and the words that a negation silences, each in order."""
-    words = split(text)
-    stand: list[str] = []
-    silenced: list[str] = []
-    reach = ""  # "" none, "clause" up to the clause's end, "phrase" up to the next preposition, "from" up to "from"
-    for i, word in enumerate(words):
-        before = words[i - 1] if i else ""
-        following = words[i + 1] if i + 1 < len(words) else ""
-        if word in _CLAUSE_ENDS or (word in _DROPS and _is_negator(before)):
-            reach = ""
-        elif following in ("of", "than") and word in ("instead", "rather"):
-            reach = "clause"
-        elif _is_negator(word):
-            if following in ("only", "just"):
-                continue  # "not only the logs"
-            # "leave" negates as "leave the GPUs alone", "leave out the map"; not as "leave a report".
-            if word != "leave" or following in ("out", "the", "my", "our", "all"):
-                reach = "from" if word in _TAKES_FROM and reach != "clause" else "clause"
-        elif word == "no":
-            reach = "phrase"
-        elif (
-            (word in _TURNS and before != "not")
-            or (reach == "phrase" and word in _PREPOSITIONS)
-            or (reach == "from" and word == "from")
-            or (word in _JOINS and following in _ASKS)
-        ):
-            reach = ""
-        elif word not in _JOINS:
-            (silenced if reach else stand).append(word)
-    return stand, silenced
+    plain = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).casefold()
+    return _TOKEN.findall(_GOES_ON.sub(" , ", plain))
 
 
 def matches(words: Iterable[str], keywords: Mapping[str, frozenset[str]]) -> dict[str, str]:

@@ -119,6 +119,7 @@ PURE = (
     "shared/subjects.py",
     "services/planner/checks.py",
     "services/planner/draft.py",
+    "services/planner/negation.py",
     "services/planner/planning.py",
     "services/planner/playbooks.py",
     "services/planner/repeating.py",
