@@ -103,11 +103,11 @@ def _draft(goal: Goal, catalogue: Catalogue, directive: Directive, hosts: list[s
         chosen, problems = _named(goal, catalogue)
         return _of_tasks(chosen, goal, directive, hosts, Draft(source="tasks", problems=problems))
     words, silenced = affirmed(goal.goal or "")
-    playbook, by, notes, unwanted = playbooks.by_words(words, silenced, catalogue, directive)
+    playbook, by, notes, unwanted, left = playbooks.by_words(words, silenced, catalogue, directive)
     if playbook is not None:
         made = playbooks.draft(playbook, goal, catalogue, directive, hosts, f"the goal says {quoted(by)}", by)
         return replace(made, notes=[*made.notes, *notes])
-    chosen, more, problems = _matched(words, silenced, catalogue, directive, unwanted)
+    chosen, more, problems = _matched(words, silenced, catalogue, directive, unwanted, left)
     return _of_tasks(chosen, goal, directive, hosts, Draft(source="words", notes=notes + more, problems=problems))
 
 
@@ -133,7 +133,12 @@ def _named(goal: Goal, catalogue: Catalogue) -> tuple[Chosen, list[Problem]]:
 
 
 def _matched(
-    words: list[str], silenced: list[str], catalogue: Catalogue, directive: Directive, unwanted: set[str]
+    words: list[str],
+    silenced: list[str],
+    catalogue: Catalogue,
+    directive: Directive,
+    unwanted: set[str],
+    left: dict[str, str],
 ) -> tuple[Chosen, list[str], list[Problem]]:
     scored: list[tuple[int, int, TaskSpec, list[str]]] = []
     notes: list[str] = []
@@ -147,12 +152,15 @@ def _matched(
             notes.append(f"{task.name} is left out: the goal negates {quoted(list(unsaid.values()))}")
     scored.sort(key=lambda one: one[:2])
     if len(scored) > TASKS_BY_WORDS_MAX:
-        left = ", ".join(task.name for _, _, task, _ in scored[TASKS_BY_WORDS_MAX:])
-        notes.append(f"the words name more than {TASKS_BY_WORDS_MAX} tasks; left out: {left}")
+        over = ", ".join(task.name for _, _, task, _ in scored[TASKS_BY_WORDS_MAX:])
+        notes.append(f"the words name more than {TASKS_BY_WORDS_MAX} tasks; left out: {over}")
     chosen: Chosen = [
         (task, f"the goal says {quoted(hits)} (score {-score})", hits)
         for score, _, task, hits in scored[:TASKS_BY_WORDS_MAX]
     ]
+    matched = {task.name for _, _, task, _ in scored}
+    rest = [task for task in allowed if task.name in left and task.name not in matched]
+    chosen += [(task, left[task.name], []) for task in rest[: TASKS_BY_WORDS_MAX - len(chosen)]]
     if not chosen:
         if not allowed:
             return [], notes, [Problem(f"directive {directive.name} allows no task of the catalogue", "directive")]

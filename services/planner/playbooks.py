@@ -22,6 +22,9 @@ from shared.playbook import (
     unmeant,
 )
 
+# What a step may say and still be run by itself.
+_PLAIN = frozenset(("id", "kind", "task", "inputs", "timeout_s", "retry", "on_failure", "why"))
+
 
 def named(goal: Goal, catalogue: Catalogue, directive: Directive, hosts: list[str] | None) -> Draft:
     """The draft of the playbook that the goal names."""
@@ -35,14 +38,16 @@ def named(goal: Goal, catalogue: Catalogue, directive: Directive, hosts: list[st
 
 def by_words(
     words: list[str], silenced: list[str], catalogue: Catalogue, directive: Directive
-) -> tuple[Playbook | None, list[str], list[str], set[str]]:
-    """The playbook that the goal's words lead to, those words, notes on others, and the tasks of those negated.
+) -> tuple[Playbook | None, list[str], list[str], set[str], dict[str, str]]:
+    """The playbook that the goal's words lead to, those words, notes on others, the tasks of those negated, and what
+    is left of those of which the goal negates a part.
 
     Every word of one of its groups has to be affirmed; the largest group wins, ties go by name.
     """
     found: list[tuple[int, str, Playbook, list[str]]] = []
     notes: list[str] = []
     unwanted: set[str] = set()
+    left: dict[str, str] = {}
     for name, playbook in catalogue.playbooks.items():
         best: list[str] = []
         negated: list[str] = []
@@ -61,6 +66,8 @@ def by_words(
             why = f"the goal negates {quoted(negated)}"
         elif without := _negated(tasks, silenced, catalogue):
             why = f"the goal negates {quoted(without)}"
+            said = f"the goal says {quoted(best)} of playbook {name}, and negates {quoted(without)}"
+            left |= dict.fromkeys(_left(tasks, playbook, silenced, catalogue), said)
         elif missing := [task for task in tasks if task not in directive.task_list and "${" not in task]:
             why = f"directive {directive.name} does not allow {', '.join(missing)}"
         else:
@@ -68,15 +75,40 @@ def by_words(
             continue
         notes.append(f"playbook {name} is left out: {why}")
     if not found:
-        return None, [], notes, unwanted
+        return None, [], notes, unwanted, left
     _, _, chosen, by = min(found, key=lambda one: one[:2])
-    return chosen, by, notes, unwanted
+    return chosen, by, notes, unwanted, {}
 
 
 def _negated(tasks: Iterable[str], silenced: list[str], catalogue: Catalogue) -> list[str]:
     """The words with which the goal excludes one of these tasks: it wants less than the whole playbook."""
     keywords = [word for name in tasks if (task := catalogue.task(name)) for word in task.keywords]
     return list(matches(silenced, keyword_forms(tuple(keywords))).values())
+
+
+def _left(tasks: Iterable[str], playbook: Playbook, silenced: list[str], catalogue: Catalogue) -> list[str]:
+    """Its tasks that the goal does not negate, where words may lead to them and would run them as the playbook does.
+
+    None of a playbook that undoes what it does: half of it is not what anybody meant.
+    """
+    if any("compensation" in step for step in playbook.steps):
+        return []
+    bound = {str(step["task"]) for step in playbook.steps if "task" in step and not _stands_alone(step)}
+    return [
+        name
+        for name in tasks
+        if name not in bound
+        and (task := catalogue.task(name))
+        and task.keywords
+        and not _negated([name], silenced, catalogue)
+    ]
+
+
+def _stands_alone(step: dict[str, Any]) -> bool:
+    """Whether the step waits for nothing, asks nobody, and says nothing to its task but what the goal says to it."""
+    inputs = step.get("inputs", {})
+    told = inputs.values() if isinstance(inputs, dict) else [inputs]
+    return step.keys() <= _PLAIN and all(isinstance(one, str) and one.startswith("${params.") for one in told)
 
 
 def draft(

@@ -51,8 +51,8 @@ def fields(answer: PlanCreated | list[Any]) -> list[str]:
 
 @pytest.mark.parametrize(
     "words",
-    ["check the fleet's health", "fleet health", "Run a HEALTH check, please", "do not forget the fleet's health",
-     "health checks of all hosts", "the health of our fleets"],
+    ["check the fleet's health", "fleet health", "Run a FLEET HEALTH check, please", "do not forget the fleet's health",
+     "health checks of the fleet", "the health of our fleets", "fleet health of the GPUs"],
 )  # fmt: skip
 def test_words_lead_to_a_playbook(words: str) -> None:
     made = controls.planned(words)
@@ -67,7 +67,8 @@ def test_words_lead_to_a_playbook(words: str) -> None:
     [
         ("check the fleet", ""),
         ("health", ""),
-        ("map the services, no health check", "negates 'health', 'check'"),
+        ("health check", ""),
+        ("map the services, no fleet health check", "negates 'fleet', 'health'"),
         ("fleet health, but not the GPUs", "negates 'gpus'"),
         ("fleetwide healthy", ""),
     ],
@@ -82,6 +83,43 @@ def test_other_words_do_not(words: str, note: str) -> None:
 
 def test_a_negated_playbook_is_not_run_for_want_of_anything_else() -> None:
     assert controls.problems(Goal(goal="no fleet health check"))[0].field == "goal"
+
+
+@pytest.mark.parametrize(
+    "words,tasks",
+    [
+        ("fleet health without GPU", ["log_triage", "service_map"]),
+        ("fleet health without logs and services", ["gpu_report"]),
+        ("GPU memory and fleet health without logs", ["gpu_report", "service_map"]),
+    ],
+)
+def test_what_the_goal_leaves_of_a_playbook_runs(words: str, tasks: list[str]) -> None:
+    """As tasks of their own: what needs the step that is left out could not be decided."""
+    made = controls.planned(words)
+    assert made.playbook is None
+    assert [step.task for step in made.steps] == tasks
+    assert not any("nothing in the goal matched" in step.why for step in made.steps)
+    assert made.steps[-1].why.startswith("the goal says 'fleet', 'health' of playbook fleet_health")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "approval = true",
+        'needs = ["first"]',
+        'host = "tower"',
+        'inputs = { hosts = ["tower"] }',
+        'compensation = "undo"',
+    ],
+)
+def test_what_is_left_of_a_playbook_does_not_run_where_it_would_be_something_else(line: str) -> None:
+    """Words start a task with no approval before it, with no inputs, and with nothing to undo it."""
+    toml = steps(
+        'id = "first"\ntask = "log_triage"', f'id = "then"\ntask = "gpu_report"\n{line}', 'id = "undo"\ntask = "noop"',
+        before='words = [["spring", "cleaning"]]',
+    )  # fmt: skip
+    made = controls.planned("network and spring cleaning without logs", known(toml))
+    assert "gpu_report" not in [step.task for step in made.steps]
 
 
 def test_a_directive_that_does_not_allow_all_of_it_gets_tasks_by_words() -> None:
