@@ -80,6 +80,7 @@ _DUTIES = frozenset(("must", "should", "shall", "need", "may", "to"))  # unlike 
 _BEGINS = (
     _TURNS | _PRONOUNS | _WANTED | {"yes", "ok", "please", "with", "while", "because", "since", "if", "that", "which"}
 )
+_STARTS = _ENDS | _BEGINS
 # Words that say nothing of what is negated: "the following are not needed: GPUs".
 _HOLLOW = _AUXILIARIES | _PRONOUNS | _MARKS | _JOINS | {"the", "following", "these", "please", "to", "or", "it"}
 _ANNOUNCE = frozenset(("following", "these", "this", "those", "things", "tasks", "steps"))
@@ -99,6 +100,7 @@ def affirmed(text: str) -> tuple[list[str], list[str]]:
     brackets: list[str] = []
     stands_since = 0  # the sentence's start
     opening = False  # whether the negation opens its sentence, so that a verb has to follow
+    said_until = 0  # the last negation that was said of what stands before it
     aside = 0  # up to there commas and turns end nothing: "do not, however, touch"
     for i, word in enumerate(words):
         before = words[i - 1] if i else ""
@@ -122,8 +124,9 @@ def affirmed(text: str) -> tuple[list[str], list[str]]:
         elif _negates(words, i):
             if _is_asked_about(words, i) or (following in ("only", "just") and word not in _TAKES_FROM | _ADVERBIAL):
                 continue  # "not only the logs"
-            start = _subject(words, i)
-            if _is_said_of_before(words, i) and not set(words[start:i]) <= _HOLLOW:
+            start = _subject(words, i, said_until) if _is_said_of_before(words, i) else i
+            if not set(words[start:i]) <= _HOLLOW:
+                said_until = i + 1
                 silent.update((place, True) for place in range(start, i) if place in silent)
                 reach = reach or "predicate"
                 continue
@@ -132,7 +135,8 @@ def affirmed(text: str) -> tuple[list[str], list[str]]:
             opening = word in _ADVERBIAL and _opens(words, stands_since, i)
             reach = _reach(words, i, reach)
         elif _is_unwanted(words, i, following) and words[stands_since] not in _QUESTIONS:
-            start = _subject(words, i)
+            start = _subject(words, i, said_until)
+            said_until = i + 1
             silent.update((place, True) for place in range(start, i) if place in silent)
             if set(words[start:i]) <= _HOLLOW and start == stands_since:
                 reach = "all" if following == ":" else "sentence"  # "excluded: GPUs"
@@ -236,12 +240,12 @@ def _is_unwanted(words: list[str], i: int, following: str) -> bool:
     return words[i] in _UNWANTED and (said or not following or following in _MARKS | _JOINS | _TURNS)
 
 
-def _subject(words: list[str], i: int) -> int:
-    """Where that begins of which something is said at this place."""
+def _subject(words: list[str], i: int, least: int) -> int:
+    """Where that begins of which something is said at this place, at the least behind what was said so before."""
     start = i
-    while start and (words[start - 1] in (":", ",", "?", "please", "—", "–", "--")):
+    while start > least and words[start - 1] in (":", ",", "?", "please", "—", "–", "--"):
         start -= 1
-    while start and words[start - 1] not in _ENDS | _BEGINS:
+    while start > least and words[start - 1] not in _STARTS:
         if words[start - 1] in _PAUSES | _JOINS:
             part = start - 1
             while part and words[part - 1] not in _MARKS | _JOINS:
