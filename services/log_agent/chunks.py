@@ -20,6 +20,7 @@ class Chunks:
         self._lines_left = max_lines
         self._bytes_left = max_bytes
         self._n = 0
+        self._nothing_yet = True
         self._held = Batch([], [], [], [])
         self._held_bytes = 0
 
@@ -29,17 +30,17 @@ class Chunks:
         The first line of a read is always taken: one that is larger than `max_bytes` would stop every read.
         """
         taken = 0
-        nothing_yet = self._n == 0 and not self._held.text
         for text in batch.text:
             size = size_bytes(text)
             if self._lines_left == 0:
                 self.truncated = "lines"
                 break
-            if size > self._bytes_left and not (nothing_yet and taken == 0):
+            if size > self._bytes_left and not self._nothing_yet:
                 self.truncated = "bytes"
                 break
             self._lines_left -= 1
             self._bytes_left -= size
+            self._nothing_yet = False
             taken += 1
         return batch if taken == len(batch) else batch.part(0, taken)
 
@@ -59,9 +60,13 @@ class Chunks:
         self._hold(batch.part(start, len(batch)))
         return out
 
+    def so_far(self) -> list[LogChunk]:
+        """Return what waits for more, or a chunk without lines: the reader hears that it is being served."""
+        return self._chunks() or [LogChunk(n=self._next())]
+
     def finish(self, **last: object) -> list[LogChunk]:
         """Return what is left, the end marked with `last` and the fields given."""
-        *before, end = self._chunks() or [LogChunk(n=self._next())]
+        *before, end = self.so_far()
         return [*before, msgspec.structs.replace(end, last=True, truncated=self.truncated, **last)]
 
     def _hold(self, batch: Batch) -> None:

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
-from services.log_agent import files, safe_open
-from services.log_agent.file_read import read_file, tail_start
+from services.log_agent import file_read, files, safe_open
+from services.log_agent.cursor import digest
+from services.log_agent.file_read import SCAN_BYTES_MIN, read_file, tail_start
 from shared.allow import path_matches
 from shared.clock import now, rfc3339
 from shared.errors import Malformed, NotFound, Refused
 from shared.logs import LINE_BYTES_MAX, LogChunk, ReadRequest
+
+EMPTY = digest(b"")
 
 
 def permits(*patterns: str) -> safe_open.Permits:
@@ -107,6 +110,98 @@ async def test_binary_noise_and_long_lines_are_read(tmp_path: Path) -> None:
     lines, last = await read(path)
     assert lines == ["\x00\ufffd\ufffd", "z" * LINE_BYTES_MAX + " [cut: 8 more bytes]", "end"]
     assert last.cut_bytes == 8
+
+
+def after_copytruncate(path: Path, offset: int) -> None:
+    """What a writer that does not append leaves: nothing up to its old offset, and then its lines."""
+    os.truncate(path, 0)
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"".join(b"ERROR %d\n" % i for i in range(50)))
+
+
+@pytest.mark.parametrize("offset", [200 * 2**30, 200 * 2**30 + 777])
+async def test_a_hole_is_passed_over_and_noted(tmp_path: Path, offset: int) -> None:
+    path = tmp_path / "a.log"
+    path.write_text("a\nb\n")
+    _, first = await read(path)
+    after_copytruncate(path, offset)
+    for cursor in (None, first.cursor):
+        lines, last = await read(path, cursor=cursor)
+        assert lines == [f"ERROR {i}" for i in range(50)] and last.truncated is None
+        assert any("bytes that were never written are passed over" in note for note in last.notes)
+        with path.open("a") as file:
+            file.write("later\n")
+        assert (await read(path, cursor=last.cursor))[0] == ["later"]
+        os.truncate(path, path.stat().st_size - len("later\n"))
+
+
+async def test_a_hole_between_lines_ends_the_line_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_text("a\nbroken off")
+    with path.open("r+b") as file:
+        file.seek(2**30 + 5)
+        file.write(b"b\nhalf")
+    lines, last = await read(path, at=now(), cursor=f"f1|{path.stat().st_dev}:{path.stat().st_ino}|0|{EMPTY}")
+    assert lines == ["a", "broken off", "b"]
+    assert (await read(path, cursor=last.cursor))[0] == ["half"]
+
+
+async def test_a_hole_at_the_end_is_still_to_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_text("a\n")
+    os.truncate(path, 2**30)
+    lines, last = await read(path)
+    with path.open("r+b") as file:
+        file.seek(2)
+        file.write(b"b\n")
+    assert (lines, (await read(path, cursor=last.cursor))[0]) == (["a"], ["b"])
+
+
+async def test_without_word_of_holes_a_read_still_ends_and_the_next_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "SEEK_DATA")
+    path = tmp_path / "a.log"
+    path.write_bytes(b"")
+    _, last = await read(path)
+    after_copytruncate(path, 3 * SCAN_BYTES_MIN)
+    lines: list[str] = []
+    for _ in range(5):
+        some, last = await read(path, cursor=last.cursor, max_bytes=400)
+        lines += some
+    assert lines[-49:] == [f"ERROR {i}" for i in range(1, 50)]
+
+
+async def test_a_line_longer_than_what_a_read_looks_at_comes_in_parts(tmp_path: Path) -> None:
+    """It stops no cursor, and its first 64 KiB are all that is held of each part."""
+    path = tmp_path / "a.log"
+    path.write_text("a\n")
+    _, last = await read(path)
+    with path.open("ab") as file:
+        file.write(b"b\n" + b"z" * (3 * SCAN_BYTES_MIN) + b"\nend\n")
+    got: list[list[str]] = []
+    truncated: list[str | None] = []
+    for _ in range(5):
+        some, last = await read(path, cursor=last.cursor, max_bytes=1_000)
+        got.append(some)
+        truncated.append(last.truncated)
+    part = "z" * LINE_BYTES_MAX + f" [cut: {SCAN_BYTES_MIN - LINE_BYTES_MAX} more bytes]"
+    assert got == [["b"], [part], [part], [part], ["", "end"]]
+    assert truncated == ["bytes"] * 4 + [None]
+
+
+async def test_a_reader_hears_that_it_is_served_though_no_line_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_read, "SIGN_OF_LIFE_S", 0.0)
+    path = tmp_path / "a.log"
+    path.write_bytes(b"z" * SCAN_BYTES_MIN + b"\nend\n")
+    request = ReadRequest(source=f"file:{path}")
+    chunks = [chunk async for chunk in read_file(str(path), request, permits(f"{path}"), now())]
+    assert [chunk.n for chunk in chunks] == list(range(len(chunks)))
+    assert chunks[0].text == [] and not chunks[0].last
+    assert [text for chunk in chunks for text in chunk.text][-1] == "end"
 
 
 @pytest.mark.parametrize("cursor", ["x", "d0|0123456789ab", "f1|1:2|-3|0123456789abcdef", "f1|1:2|3|short"])

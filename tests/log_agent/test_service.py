@@ -3,6 +3,7 @@ nothing.
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -11,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from services.log_agent import file_read
 from services.log_agent.allow_list import AllowList
 from services.log_agent.docker_engine import DockerEngine
 from services.log_agent.docker_logs import EngineLogs
@@ -194,6 +196,19 @@ async def test_a_reader_that_has_enough_stops_the_read(bus: Bus, tmp_path: Path)
             async for _chunk in chunks:
                 break
     assert (await texts(bus, f"{tmp_path}/a.log", max_lines=1))[0] == ["y" * 99]
+
+
+@pytest.mark.usefixtures("agent")
+async def test_a_reader_that_leaves_before_the_first_line_ends_the_read(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It had nothing to answer, so it said nothing: only the next chunk shows that nobody listens."""
+    monkeypatch.setattr(file_read, "SIGN_OF_LIFE_S", 0.0)
+    caplog.set_level(logging.INFO, "remit.log_agent")
+    (tmp_path / "a.log").write_bytes(b"z" * 8 * 2**20)
+    await allow(bus, f"{tmp_path}/*")
+    await bus.publish(f"logs.{HOST}.read", msgspec.json.encode({"source": f"{tmp_path}/a.log"}), bus.inbox())
+    await until(lambda: "the reader is gone" in caplog.text)
 
 
 @pytest.mark.docker
