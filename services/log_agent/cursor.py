@@ -173,5 +173,5 @@ def engine_time(stamp: str) -> str:
     """Return `seconds.nanoseconds`, the one form of `since` that every engine takes (RFC 3339 is a 500 on
     20.10).
     """
-    second, rest_ns = divmod(parse_ns(stamp), NS_PER_S)
+    second, rest_ns = divmod(max(parse_ns(stamp), 0), NS_PER_S)  # a stamp of the year 1 is a clock that was not set
     return f"{second}.{rest_ns:09d}"

@@ -14,6 +14,7 @@ driver stamps each part anew (journald), the length does: only a full 16 KiB par
 
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from services.log_agent.lines import Batch, Cut, readable
 from shared.logs import LINE_BYTES_MAX
@@ -161,11 +162,11 @@ class TtyWalk:
 
 
 def utc(stamp: bytes) -> str | None:
-    """Return the stamp as RFC 3339 UTC with nine digits, so that text order is time order; None for no
-    stamp.
+    """Return the stamp that a line began with as RFC 3339 UTC with nine digits, so that text order is time order;
+    None for no stamp, or for one that is no time.
     """
-    if len(stamp) == 31 and stamp[29:30] == b"Z":
-        return stamp[:30].decode("ascii")
+    if len(stamp) == 31 and stamp[29:30] == b"Z":  # as every engine writes it
+        return stamp[:30].decode("ascii") if _is_moment(stamp[:19]) else None
     match = _STAMP.match(stamp)
     if match is None:
         return None
@@ -175,7 +176,17 @@ def utc(stamp: bytes) -> str | None:
         moment = datetime.fromisoformat(seconds + ("+00:00" if zone == "Z" else zone)).astimezone(UTC)
     except (ValueError, OverflowError):  # digits that are no date: the container's own text, not a stamp
         return None
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{fraction:0<9}Z"
+    return f"{moment.replace(tzinfo=None).isoformat()}.{fraction:0<9}Z"
+
+
+@lru_cache(maxsize=1024)
+def _is_moment(text: bytes) -> bool:
+    """Say whether these digits are a time; where there are many lines, many share a second."""
+    try:
+        datetime.fromisoformat(text.decode("ascii"))
+    except ValueError:
+        return False
+    return True
 
 
 def _emit(out: Batch, kind: int, stamp: bytes, text: str, cut_bytes: int) -> None:
