@@ -2,8 +2,11 @@
 
 aiohttp stops reading the socket when nobody takes what it has, the engine then stops sending: a 100 MB log
 needs no more memory here than a short one.
+
+An engine that trickles is as good as one that is silent: it is given as long for BUFFER_BYTES as for its first byte.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -16,7 +19,7 @@ from services.log_agent.lines import Batch
 from shared.errors import NotFound, Unavailable
 
 CONNECT_S = 5.0
-SILENCE_S = 30.0  # an engine that has more to say and says nothing for so long has lost the container
+SILENCE_S = 10.0  # an engine that says nothing for so long has lost the container; two fit in ANSWER_WAIT_S
 BUFFER_BYTES = 256 * 1024
 
 
@@ -44,9 +47,12 @@ class EngineLogs:
             query["since"] = since
         url = f"{self._address.http_url}/containers/{container_id}/logs"
         try:
-            async with self._connected().get(url, params=query) as response:
+            async with asyncio.timeout(SILENCE_S):
+                response = await self._connected().get(url, params=query)
+            async with response:
                 if response.status != 200:
-                    raise _refusal(response.status, await response.content.read(2_000))
+                    async with asyncio.timeout(SILENCE_S):
+                        raise _refusal(response.status, await response.content.read(2_000))
                 yield LogReading(response, TtyWalk() if tty else FrameWalk())
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unavailable(f"the container engine does not answer: {str(error) or type(error).__name__}") from error
@@ -80,8 +86,18 @@ class LogReading:
         """Yield the finished lines as they come. An answer that breaks off ends the lines; it is no error:
         what was read is whole, and `broke_off` says why there is no more.
         """
+        loop = asyncio.get_running_loop()
+        got_bytes, left_s = 0, SILENCE_S
         try:
-            async for data in self._response.content.iter_any():
+            while True:
+                began_s = loop.time()
+                async with asyncio.timeout(left_s):
+                    data = await self._response.content.readany()
+                if not data:
+                    break
+                got_bytes, left_s = got_bytes + len(data), left_s - (loop.time() - began_s)
+                if got_bytes >= BUFFER_BYTES:
+                    got_bytes, left_s = 0, SILENCE_S
                 batch = self.walk.feed(data)
                 if batch.text:
                     yield batch
