@@ -4,7 +4,6 @@ The container is found by its exact name and read by the id found with it, so a 
 lead to another container's log.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -48,7 +47,7 @@ async def read_container(
 
     NotFound when there is no container of exactly this name, Unavailable when the engine cannot be read.
     """
-    container = await asyncio.to_thread(engine.container, name)
+    container = await engine.container(name)
     start = _Start(request, container)
     tracker = Tracker(container.id[:ID_CHARS], start.previous)
     chunks = Chunks(request.max_lines, request.max_bytes)
@@ -114,7 +113,7 @@ def _just_after(stamp: str) -> str:
 async def _gone(engine: DockerEngine, container: Container) -> list[str]:
     """Say so when the container was removed or replaced while it was read: its log may have ended early."""
     try:
-        after = await asyncio.to_thread(engine.container, container.name)
+        after = await engine.container(container.name)
     except NotFound:
         return ["the container was removed while it was read; its log may be incomplete"]
     except Unavailable as error:

@@ -145,12 +145,18 @@ class Agent:
         try:
             yield
         except RemitError as error:
-            kind = _KINDS.get(type(error), "unavailable")
-            if kind == "refused":
+            if isinstance(error, Refused):
                 log.warning("refused: %s", error)
-            if reply:
-                refusal = LogRefusal(error=kind, message=error.message, field=error.field)
-                await self._bus.publish(reply, msgspec.json.encode(refusal))
+            await self._refuse(reply, error)
+        except Exception as error:  # whoever asks is told at once, also of a fault of ours, and asks for the rest
+            log.error("a request failed", exc_info=error)
+            await self._refuse(reply, Unavailable(f"the log agent failed ({type(error).__name__}); its log says where"))
+
+    async def _refuse(self, reply: str, error: RemitError) -> None:
+        if reply:
+            kind = _KINDS.get(type(error), "unavailable")
+            refusal = LogRefusal(error=kind, message=error.message, field=error.field)
+            await self._bus.publish(reply, msgspec.json.encode(refusal))
 
 
 class _Busy(RemitError):

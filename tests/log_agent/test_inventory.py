@@ -83,14 +83,14 @@ def test_the_engine_s_address_is_read_as_the_docker_cli_reads_it() -> None:
 
 
 @pytest.mark.parametrize("url", ["ssh://ann@x", "npipe:////./pipe/x", "tcp://", "x", "tcp://[::1"])
-def test_an_address_that_cannot_be_spoken_is_told_to_whoever_asks_the_engine(url: str) -> None:
+async def test_an_address_that_cannot_be_spoken_is_told_to_whoever_asks_the_engine(url: str) -> None:
     asked = DockerEngine(engine_address({"DOCKER_HOST": url}))
     with pytest.raises(Unavailable, match="DOCKER_HOST must be"):
-        asked.names()
+        await asked.names()
 
 
 @pytest.mark.docker
-def test_a_real_container_is_described_without_its_environment() -> None:
+async def test_a_real_container_is_described_without_its_environment() -> None:
     with engine() as made:
         network = made.network(f"remit-net-{made.mark[:8]}")
         db = made.run("sleep 60", wait=False, network=network.name)
@@ -112,9 +112,9 @@ def test_a_real_container_is_described_without_its_environment() -> None:
         )
         side = made.run("sleep 60", wait=False, network_mode=f"container:{web.id}")
         asked = DockerEngine(engine_address(os.environ))
-        names = [each for each in asked.names() if each.name in (db.name, web.name, side.name)]
+        names = [each for each in await asked.names() if each.name in (db.name, web.name, side.name)]
         gone = ContainerName("gone", "0" * 64, "", "")
-        found = {each.name: each for each in asked.services([*names, gone])}
+        found = {each.name: each for each in await asked.services([*names, gone])}
         asked.close()
     told = found[web.name]
     assert (told.state, told.compose_project, told.compose_service) == ("running", "shop", "web")

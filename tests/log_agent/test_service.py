@@ -27,6 +27,7 @@ from shared.logs import UNANSWERED_CHUNKS_MAX, LogChunk, ReadRequest
 from shared.subjects import CONFIG_BUCKET
 from tests.engine import engine
 
+ROOT = Path(__file__).parents[2]
 HOST = "tower"
 
 
