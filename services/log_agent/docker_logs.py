@@ -19,7 +19,8 @@ from services.log_agent.lines import Batch
 from shared.errors import NotFound, Unavailable
 
 CONNECT_S = 5.0
-SILENCE_S = 10.0  # an engine that says nothing for so long has lost the container; two fit in ANSWER_WAIT_S
+HEAD_S = 5.0  # engines send the head before they look for the first line
+SILENCE_S = 16.0  # to find the first line may take long; with two calls of CALL_S it all fits in ANSWER_WAIT_S
 BUFFER_BYTES = 256 * 1024
 
 
@@ -47,11 +48,11 @@ class EngineLogs:
             query["since"] = since
         url = f"{self._address.http_url}/containers/{container_id}/logs"
         try:
-            async with asyncio.timeout(SILENCE_S):
+            async with asyncio.timeout(HEAD_S):
                 response = await self._connected().get(url, params=query)
             async with response:
                 if response.status != 200:
-                    async with asyncio.timeout(SILENCE_S):
+                    async with asyncio.timeout(HEAD_S):
                         raise _refusal(response.status, await response.content.read(2_000))
                 yield LogReading(response, TtyWalk() if tty else FrameWalk())
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -19,6 +19,7 @@ from shared.bus import Bus
 from shared.config import Config
 from shared.errors import NotFound, RemitError, Unavailable
 from shared.log_reading import all_services, all_sources
+from shared.logs import ANSWER_WAIT_S
 from tests.log_agent.test_service import HOST, ROOT, allow, texts
 from tests.standins.container_engine import CONTAINER, StandIn, framed, stand_in
 
@@ -190,6 +191,11 @@ async def test_a_log_that_trickles_is_given_up_and_what_came_is_kept(
     async with asyncio.timeout(5):
         lines, last = await texts(bus, "docker:web")
     assert lines == ["hello"] and "broke off" in last.notes[0]
+
+
+def test_the_agent_gives_an_engine_up_before_its_reader_gives_up_the_agent() -> None:
+    asked = docker_engine.CALL_S + docker_logs.HEAD_S + docker_logs.SILENCE_S + docker_engine.CALL_S
+    assert asked < ANSWER_WAIT_S
 
 
 async def test_the_process_ends_though_its_engine_trickles(bus: Bus, nats_url: str, odd: StandIn) -> None:
