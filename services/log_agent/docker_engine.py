@@ -27,6 +27,7 @@ from shared.logs import EngineInfo, ServiceInfo
 
 TIMEOUT_S = 10  # from byte to byte: gives a hung engine's thread back, long after the call was given up
 CALL_S = 4.0  # for the whole of a call: under the 5 s that a requester waits, so that it hears of a slow engine
+INSPECT_S = 8.0  # for many containers, one by one; the task that asks for them waits 10 s
 
 T = TypeVar("T")
 Shape = TypeVar("Shape")
@@ -89,7 +90,7 @@ class Container(Struct, frozen=True):
 
 
 class DockerEngine:
-    """One engine, asked off the event loop; whatever it does, a call ends within CALL_S."""
+    """One engine, asked off the event loop; whatever it does, a call ends within CALL_S, or INSPECT_S."""
 
     def __init__(self, address: EngineAddress) -> None:
         self._address = address
@@ -157,16 +158,16 @@ class DockerEngine:
                     found.append(service)
             return found
 
-        return await self._call(ask)
+        return await self._call(ask, INSPECT_S)
 
     def close(self) -> None:
         """Ask nothing more; waits for no call that hangs."""
         self._threads.close()
 
-    async def _call(self, ask: Callable[[Any], T]) -> T:
+    async def _call(self, ask: Callable[[Any], T], within_s: float = CALL_S) -> T:
         if self._address.trouble:
             raise Unavailable(self._address.trouble)
-        return await self._threads.run(lambda: self._answer(ask), CALL_S)
+        return await self._threads.run(lambda: self._answer(ask), within_s)
 
     def _answer(self, ask: Callable[[Any], T]) -> T:
         def connect() -> docker.APIClient:
