@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,7 @@ AGAIN_S = 0.5  # the first pause before a dead service is started again; doubled
 AGAIN_MAX_S = 10.0
 STEADY_S = 30.0  # who has lived so long starts with the first pause again
 LOG_BYTES_MAX = 20_000_000  # a service's log is put aside at start-up when it is larger
+PORT_TAKEN = "its port is taken"
 PR_SET_PDEATHSIG = 1
 
 _libc = ctypes.CDLL(None)
@@ -46,20 +48,29 @@ class Keeper:
         self.data_dir = data_dir
         self.logs = data_dir / "logs"
         self.url = ""
-        self._tell = tell
+        self._listener = tell
         self._nats: asyncio.subprocess.Process | None = None
+        self._nats_said_before = 0  # bytes of its log that are from earlier starts
         self._kept: list[asyncio.Task[None]] = []
         self._children: dict[str, asyncio.subprocess.Process] = {}
         self._stopping = False
 
-    async def _start(
-        self, name: str, argv: Sequence[str], environment: Mapping[str, str]
-    ) -> asyncio.subprocess.Process:
+    def _tell(self, text: str) -> None:
+        with suppress(OSError):  # a terminal that is closed, a pipe whose reader is gone: no reason to keep no more
+            self._listener(text)
+
+    def _log(self, name: str) -> Path:
+        """Where the child's output goes, with room in it."""
         self.logs.mkdir(parents=True, exist_ok=True)
         path = self.logs / f"{name}.log"
         if path.exists() and path.stat().st_size > LOG_BYTES_MAX:
             path.replace(path.with_suffix(".log.1"))
-        with path.open("ab") as log:
+        return path
+
+    async def _start(
+        self, name: str, argv: Sequence[str], environment: Mapping[str, str]
+    ) -> asyncio.subprocess.Process:
+        with self._log(name).open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 *argv,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -76,20 +87,16 @@ class Keeper:
         ports.mkdir(parents=True, exist_ok=True)
         for old in ports.glob("*.ports"):
             old.unlink(missing_ok=True)
-        conf = self.data_dir / "nats.conf"
-        store = msgspec.json.encode(str(self.data_dir / "jetstream")).decode()
-        where = msgspec.json.encode(str(ports)).decode()
-        conf.write_text(
-            # Loopback only: no accounts yet, so whoever reaches the port may say anything.
-            f'host: "127.0.0.1"\nport: {port or -1}\nports_file_dir: {where}\n'
-            # A power failure may lose the last 100 ms; a killed process loses nothing.
-            f'jetstream {{ store_dir: {store}, sync_interval: "100ms" }}\n'
-        )
-        self._nats = await self._start("nats", [nats_server(), "-c", str(conf)], {})
+        self._nats = await self._run_nats(port)
         end_s = time.monotonic() + NATS_READY_S
         while time.monotonic() < end_s:
             if self._nats.returncode is not None:
-                raise RemitError(self._why_nats_ended(port))
+                raise RemitError(
+                    f"port {port} is taken: use the NATS there with --nats nats://127.0.0.1:{port}, or another with "
+                    "--nats-port 0"
+                    if (why := self._why_nats_ended()) == PORT_TAKEN
+                    else f"nats-server ended at once: {why or 'see its log'} ({self.logs / 'nats.log'})"
+                )
             for file in ports.glob("*.ports"):
                 try:
                     urls = msgspec.json.decode(file.read_bytes())["nats"]
@@ -105,30 +112,65 @@ class Keeper:
             await asyncio.sleep(0.02)
         raise RemitError(f"nats-server was not ready within {NATS_READY_S:g} s; see {self.logs / 'nats.log'}")
 
-    def _why_nats_ended(self, port: int) -> str:
-        log = (self.logs / "nats.log").read_text(errors="replace")[-2000:]
-        if "address already in use" in log:
-            return (
-                f"port {port} is taken: use the NATS there with --nats nats://127.0.0.1:{port}, or another with "
-                "--nats-port 0"
-            )
-        lines = [line for line in log.splitlines() if "[FTL]" in line or "nats-server:" in line]
-        return f"nats-server ended at once: {lines[-1] if lines else 'see its log'} ({self.logs / 'nats.log'})"
+    async def _run_nats(self, port: int) -> asyncio.subprocess.Process:
+        """A nats-server on this port (0: any free one), whether it can be used yet or not."""
+        store = msgspec.json.encode(str(self.data_dir / "jetstream")).decode()
+        where = msgspec.json.encode(str(self.data_dir / "ports")).decode()
+        text = (
+            # Loopback only: no accounts yet, so whoever reaches the port may say anything.
+            f'host: "127.0.0.1"\nport: {port or -1}\nports_file_dir: {where}\n'
+            # A power failure may lose the last 100 ms; a killed process loses nothing.
+            f'jetstream {{ store_dir: {store}, sync_interval: "100ms" }}\n'
+        )
+        conf = self.data_dir / "nats.conf"
+        if not conf.is_file() or conf.read_text() != text:
+            part = conf.with_name(conf.name + ".part")
+            part.write_text(text)
+            part.replace(conf)  # whole or not at all: a full disk would leave it empty
+        log = self._log("nats")
+        self._nats_said_before = log.stat().st_size if log.exists() else 0
+        return await self._start("nats", [nats_server(), "-c", str(conf)], {})
+
+    def _why_nats_ended(self) -> str:
+        """What its log says of it since it was started; empty where it says nothing, as it was killed."""
+        try:
+            with (self.logs / "nats.log").open("rb") as log:
+                log.seek(self._nats_said_before)
+                said = log.read()[-2000:].decode(errors="replace")
+        except OSError:
+            return ""
+        if "address already in use" in said:
+            return PORT_TAKEN
+        lines = [line for line in said.splitlines() if "[FTL]" in line or "nats-server:" in line]
+        return lines[-1] if lines else ""
 
     async def _watch_nats(self) -> None:
-        """Start NATS again when it dies; its port and its store stay the same."""
+        """Start NATS again when it dies, whatever is in the way; its port and its store stay the same."""
         assert self._nats is not None
+        port = int(self.url.rsplit(":", 1)[-1])
+        pause_s, began_s = AGAIN_S, time.monotonic()
         while True:
             code = await self._nats.wait()
             if self._stopping:
                 return
-            self._tell(f"nats-server ended ({code}); starting it again")
-            port = self.url.rsplit(":", 1)[-1]
-            conf = self.data_dir / "nats.conf"
-            lines = conf.read_text().splitlines()
-            conf.write_text("\n".join(f"port: {port}" if line.startswith("port:") else line for line in lines) + "\n")
-            await asyncio.sleep(AGAIN_S)
-            self._nats = await self._start("nats", [nats_server(), "-c", str(conf)], {})
+            if time.monotonic() - began_s > STEADY_S:
+                pause_s = AGAIN_S
+            why = self._why_nats_ended()
+            self._tell(
+                f"nats-server ended ({code}){f': {why}' if why else ''}; starting it again "
+                f"(log: {self.logs / 'nats.log'})"
+            )
+            while True:
+                await asyncio.sleep(pause_s)
+                if self._stopping:
+                    return
+                pause_s = min(pause_s * 2, AGAIN_MAX_S)
+                began_s = time.monotonic()
+                try:
+                    self._nats = await self._run_nats(port)
+                    break
+                except (OSError, RemitError) as error:  # no room, no process, no nats-server to be had just now
+                    self._tell(f"nats-server cannot be started yet: {error}")
 
     async def start_services(self, services: Sequence[str], environment: Mapping[str, str]) -> None:
         for service in services:

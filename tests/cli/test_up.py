@@ -144,6 +144,23 @@ def test_nats_itself_comes_back_on_its_port_with_its_store(tmp_path: Path) -> No
         assert stack.process.wait(ENDED_WITHIN_S) == 0, stack.text()
 
 
+def test_nats_comes_back_whatever_was_in_the_way(tmp_path: Path) -> None:
+    """Its configuration gone, no room for a new one, its port stolen: told with the reason, and ever less often."""
+    with up(tmp_path) as stack:
+        stack.ready()
+        conf, port = stack.data / "nats.conf", stack.port("NATS")
+        conf.unlink()
+        conf.mkdir()  # nothing can be put in its place, as on a full disk
+        os.kill(stack.children()["nats-server"], signal.SIGKILL)
+        until(lambda: "nats-server cannot be started yet: " in stack.text(), "it is told")
+        with socket.create_server(("127.0.0.1", port)):
+            conf.rmdir()
+            until(lambda: stack.text().count("its port is taken") >= 2, "the reason is told")
+        told = re.findall(r"nats-server .*", stack.text())
+        assert len(told) < 8, told
+        until(lambda: stack.remit("submit", "--task", "noop", "--wait").returncode == 0, "runs run again")
+
+
 def test_a_second_stack_on_the_same_data_is_refused(tmp_path: Path) -> None:
     """Two on one store would ruin it; once the first has ended, its data is there for the next."""
     with up(tmp_path) as stack:
