@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -67,8 +67,8 @@ def up(
 ) -> None:
     """Run the whole stack in the foreground until Ctrl-C.
 
-    One process a service, started again when it dies; Ctrl-C lets what runs finish for ten seconds;
-    what does not is taken up again by the next `up` on the same data.
+    One process a service, started again when it dies; Ctrl-C, SIGTERM or a closed terminal lets what runs finish for
+    ten seconds; what does not is taken up again by the next `up` on the same data. With nohup it outlives its terminal.
     """
     if int(replicas) > 1 and not nats:
         raise click.UsageError(
@@ -99,8 +99,9 @@ def environment(url: str, where: Path, host: str, http_port: int, replicas: int 
 
 async def _up(where: Path, nats: str | None, nats_port: int, http_port: int, host: str, replicas: int) -> int:
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup has us ignore it
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
     _check_free(http_port)
     keeper = Keeper(where, talk)
     try:
@@ -125,7 +126,8 @@ async def _up(where: Path, nats: str | None, nats_port: int, http_port: int, hos
             talk(f"host {host}, data and logs under {where}")
             talk('ready; try: remit submit "check logs and GPU" --wait   (Ctrl-C ends it all)')
         await asked
-        talk("draining")
+        with suppress(OSError):  # the terminal may be what has gone
+            talk("draining")
     finally:
         await keeper.stop()
     return 0

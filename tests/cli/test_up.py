@@ -1,12 +1,15 @@
 """`remit up` and `remit demo`: everything started, kept, and ended; no process is left behind."""
 
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -184,6 +187,43 @@ def test_a_second_stack_on_the_same_data_is_refused(tmp_path: Path) -> None:
     with up(tmp_path) as again:
         again.ready()
         assert again.remit("show", str(run)).returncode == 0
+
+
+def test_a_closed_terminal_lets_it_drain(tmp_path: Path) -> None:
+    """The hang-up is heard like Ctrl-C, though nobody can be told any more: what runs is handed back, not cut off."""
+    terminal, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", "up", "--data-dir", str(tmp_path / "data"), "--nats-port", "0",
+         "--http-port", "0"],
+        env=environment(tmp_path), cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        said = b""
+        while b"ready; try" not in said:
+            said += os.read(terminal, 4096)
+        below = [pid for pid, _ in descendants(process.pid)]
+        os.close(terminal)
+        assert process.wait(ENDED_WITHIN_S) == 0
+        assert not [pid for pid in below if alive(pid)]
+    finally:
+        process.kill()
+
+
+def test_under_nohup_it_outlives_its_terminal(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stack = Up(tmp_path, "--nats-port", "0", "--http-port", "0")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    try:
+        stack.ready().process.send_signal(signal.SIGHUP)
+        assert stack.remit("submit", "--task", "noop", "--wait").returncode == 0
+        stack.process.send_signal(signal.SIGTERM)
+        assert stack.process.wait(ENDED_WITHIN_S) == 0, stack.text()
+    finally:
+        stack.process.kill()
 
 
 def taken() -> socket.socket:
