@@ -12,7 +12,13 @@ from cli.speak import ask, common, data, ends_well
 from shared.bus import bare, connect
 from shared.config import data_dir, nats_url
 from shared.errors import RemitError
-from shared.streams import last_seq
+from shared.streams import AT_ONCE, PLANNER, last_seq, pulled
+from shared.subjects import worker_consumer
+
+LOOKS = 3
+LOOK_S = 0.3
+NO_PLANNER = "none runs, so goals wait: start `remit up` or `remit planner`, or look into its log"
+NO_WORKER = "none runs, so steps wait: start `remit up` or `remit executor`, or look into its log"
 
 Check = tuple[str, str, str]  # what, "ok" | "missing" | "failing", the rest for a person
 
@@ -23,6 +29,7 @@ Check = tuple[str, str, str]  # what, "ok" | "missing" | "failing", the rest for
 def doctor(output: str) -> None:
     """Check this machine and the running stack; exit code 1 when something is failing.
 
+    Goals wait for ever where no planner takes them, and steps where nobody works: it looks for somebody who does.
     A stack that is not running is missing, which is no failure: nothing may have been started here yet. A watchdog asks
     the gateway's /readyz, or `remit runs`, which exits with 5 then.
     """
@@ -65,8 +72,17 @@ async def _checks() -> list[Check]:
         answer = await ask(bus, "status", as_it_stands=True)
         return f"{answer.more['behind_events']} events behind, {answer.more['unreadable']} unreadable"
 
+    async def queue(durable: str, fine: str, trouble: str) -> str:
+        for _ in range(LOOKS):
+            if await pulled(bus, durable):
+                return fine
+            await asyncio.sleep(LOOK_S)  # who pulls asks anew every few seconds: it may have been just then
+        raise RemitError(trouble)
+
     questions: tuple[tuple[str, Callable[[], Awaitable[str]]], ...] = (
         ("stream EVENTS", stream),
+        ("planner", lambda: queue(PLANNER, "goals are taken", NO_PLANNER)),
+        ("workers", lambda: queue(worker_consumer(AT_ONCE), "steps are performed", NO_WORKER)),
         ("registry", registry),
         ("log agents", lambda: agents("logs")),
         ("GPU agents", lambda: agents("gpu")),

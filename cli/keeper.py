@@ -19,6 +19,8 @@ import msgspec
 
 from shared.bus import Bus, connect
 from shared.errors import RemitError, Unavailable
+from shared.streams import AT_ONCE, PLANNER, pulled
+from shared.subjects import worker_consumer
 
 SERVICES = ("planner", "executor", "registry", "sealer", "log-agent", "gpu-agent", "gateway")
 NATS_READY_S = 15.0
@@ -28,6 +30,7 @@ AGAIN_MAX_S = 10.0
 STEADY_S = 30.0  # who has lived so long starts with the first pause again
 LOG_BYTES_MAX = 20_000_000  # a service's log is put aside at start-up when it is larger
 PORT_TAKEN = "its port is taken"
+LAST_WORDS_BYTES = 4_000
 PR_SET_PDEATHSIG = 1
 
 _libc = ctypes.CDLL(None)
@@ -41,6 +44,13 @@ def _die_with_keeper() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+class _Told(msgspec.Struct):
+    """What is read of a line in a service's log."""
+
+    level: str
+    message: str
+
+
 class Keeper:
     """Starts and keeps children; `tell` is told in one line what a person should know."""
 
@@ -50,14 +60,19 @@ class Keeper:
         self.url = ""
         self._listener = tell
         self._nats: asyncio.subprocess.Process | None = None
-        self._nats_said_before = 0  # bytes of its log that are from earlier starts
         self._kept: list[asyncio.Task[None]] = []
         self._children: dict[str, asyncio.subprocess.Process] = {}
+        self._said_before: dict[str, int] = {}  # bytes of a child's log that are from earlier starts
         self._stopping = False
 
     def _tell(self, text: str) -> None:
         with suppress(OSError):  # a terminal that is closed, a pipe whose reader is gone: no reason to keep no more
             self._listener(text)
+
+    def _tell_ended(self, name: str, code: int, why: str) -> None:
+        who = "nats-server" if name == "nats" else name
+        reason = f": {why}" if why else ""
+        self._tell(f"{who} ended ({code}){reason}; starting it again (log: {self.logs / (name + '.log')})")
 
     def _log(self, name: str) -> Path:
         """Where the child's output goes, with room in it."""
@@ -71,6 +86,7 @@ class Keeper:
         self, name: str, argv: Sequence[str], environment: Mapping[str, str]
     ) -> asyncio.subprocess.Process:
         with self._log(name).open("ab") as log:
+            self._said_before[name] = log.tell()
             return await asyncio.create_subprocess_exec(
                 *argv,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -127,22 +143,35 @@ class Keeper:
             part = conf.with_name(conf.name + ".part")
             part.write_text(text)
             part.replace(conf)  # whole or not at all: a full disk would leave it empty
-        log = self._log("nats")
-        self._nats_said_before = log.stat().st_size if log.exists() else 0
         return await self._start("nats", [nats_server(), "-c", str(conf)], {})
 
-    def _why_nats_ended(self) -> str:
-        """What its log says of it since it was started; empty where it says nothing, as it was killed."""
+    def _said(self, name: str) -> list[str]:
+        """The last lines that the child has written since it was started."""
         try:
-            with (self.logs / "nats.log").open("rb") as log:
-                log.seek(self._nats_said_before)
-                said = log.read()[-2000:].decode(errors="replace")
+            with (self.logs / f"{name}.log").open("rb") as log:
+                end = log.seek(0, os.SEEK_END)
+                log.seek(max(self._said_before.get(name, 0), end - LAST_WORDS_BYTES))
+                return log.read().decode(errors="replace").splitlines()
         except OSError:
-            return ""
-        if "address already in use" in said:
+            return []
+
+    def _why_nats_ended(self) -> str:
+        """The reason that its log gives; empty where it gives none, as it was killed."""
+        said = self._said("nats")
+        if any("address already in use" in line for line in said):
             return PORT_TAKEN
-        lines = [line for line in said.splitlines() if "[FTL]" in line or "nats-server:" in line]
-        return lines[-1] if lines else ""
+        return next((line for line in reversed(said) if "[FTL]" in line or "nats-server:" in line), "")
+
+    def _why_ended(self, service: str, code: int) -> str:
+        """The error that a service has ended itself with, if it was one that somebody can act on."""
+        for line in reversed(self._said(service) if code > 0 else []):
+            if line.startswith("remit: "):  # a setting that cannot be read
+                return line.removeprefix("remit: ")
+            with suppress(msgspec.DecodeError):
+                told = msgspec.json.decode(line, type=_Told)
+                if told.level == "error":
+                    return told.message
+        return ""
 
     async def _watch_nats(self) -> None:
         """Start NATS again when it dies, whatever is in the way; its port and its store stay the same."""
@@ -155,11 +184,7 @@ class Keeper:
                 return
             if time.monotonic() - began_s > STEADY_S:
                 pause_s = AGAIN_S
-            why = self._why_nats_ended()
-            self._tell(
-                f"nats-server ended ({code}){f': {why}' if why else ''}; starting it again "
-                f"(log: {self.logs / 'nats.log'})"
-            )
+            self._tell_ended("nats", code, self._why_nats_ended())
             while True:
                 await asyncio.sleep(pause_s)
                 if self._stopping:
@@ -192,7 +217,7 @@ class Keeper:
                 return
             lived_s = time.monotonic() - began_s
             pause_s = AGAIN_S if lived_s > STEADY_S else pause_s
-            self._tell(f"{service} ended ({code}); starting it again (log: {self.logs / (service + '.log')})")
+            self._tell_ended(service, code, self._why_ended(service, code))
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, AGAIN_MAX_S)
 
@@ -241,17 +266,28 @@ def nats_server() -> str:
 
 
 async def until_ready(url: str, services: Sequence[str], *, patience_s: float = 30.0) -> Bus:
-    """A connection, as soon as every service that answers requests does."""
+    """A connection, as soon as every service that answers requests does, goals are taken and steps performed."""
     bus = await connect(url, "remit-keeper")
     end_s = time.monotonic() + patience_s
     waiting = {
         name: found for name, found in (("log-agent", "logs"), ("gpu-agent", "gpu"), ("registry", "registry"))
         if name in services
     }  # fmt: skip
-    while waiting:
+    queues = {
+        name: queue for name, queue in (("planner", PLANNER), ("executor", worker_consumer(AT_ONCE)))
+        if name in services
+    }  # fmt: skip
+    while waiting or queues:
         for name, service in list(waiting.items()):
             if await bus.request_all(f"$SRV.PING.{service}", quiet_s=0.02, timeout_s=0.15):
                 del waiting[name]
-        if waiting and time.monotonic() > end_s:
-            raise Unavailable(f"not ready within {patience_s:g} s: {', '.join(waiting)}; see their logs")
+        for name, queue in list(queues.items()):
+            with suppress(Unavailable):  # the services are just making the streams
+                if await pulled(bus, queue):
+                    del queues[name]
+        late = ", ".join([*waiting, *queues])
+        if late and time.monotonic() > end_s:
+            raise Unavailable(f"not ready within {patience_s:g} s: {late}; see their logs")
+        if late and not waiting:
+            await asyncio.sleep(0.05)
     return bus

@@ -33,8 +33,11 @@ PENDING_MAX = 20_000  # what may be out at a time where nobody has set a limit
 DUPLICATES_S = 120  # longer than an appender repeats itself without a word from the server
 STREAM_EXISTS = 10058
 CONSUMER_EXISTS = 10148
+CONSUMER_MISSING = 10014
 NOT_CLUSTERED = 10074
 TOO_FEW_NODES = 10005
+PLANNER = "planner"  # the queue of goals
+AT_ONCE = "noop"  # a task that a worker performs on the spot: while there is one, its queue is pulled
 REPLICAS = (1, 3, 5)  # an even number bears the loss of no more nodes than the odd one below it
 
 
@@ -180,7 +183,7 @@ async def _set_pending_max(bus: Bus, durable: str, pending_max: int) -> None:
 
 async def planner_queue(bus: Bus) -> None:
     """The queue of goals; any number of planners pull from it."""
-    await work_queue(bus, "planner", list(GOALS), ack_wait_s=PLANNER_ACK_WAIT_S)
+    await work_queue(bus, PLANNER, list(GOALS), ack_wait_s=PLANNER_ACK_WAIT_S)
 
 
 async def worker_queue(bus: Bus, task: str, host: str | None = None, *, at_once: int | None = None) -> None:
@@ -191,6 +194,16 @@ async def worker_queue(bus: Bus, task: str, host: str | None = None, *, at_once:
     lease_s = ACK_WAIT_S if BUILT_IN.task(task) is None else OWN_ACK_WAIT_S
     durable = worker_consumer(task, host)
     await work_queue(bus, durable, [step_dispatched_to(task, host)], ack_wait_s=lease_s, pending_max=at_once)
+
+
+async def pulled(bus: Bus, durable: str) -> bool:
+    """Whether anybody waits for what comes to this queue; not so where there is no such queue."""
+    try:
+        return bool((await bus.api(f"CONSUMER.INFO.{EVENTS}.{durable}"))["num_waiting"])
+    except ApiError as error:
+        if error.code != CONSUMER_MISSING:
+            raise
+        return False
 
 
 async def standing(bus: Bus, stream: str = EVENTS, *, timeout_s: float = REQUEST_TIMEOUT_S) -> tuple[str, int]:

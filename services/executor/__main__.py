@@ -14,14 +14,25 @@ from services.executor.service import Executor
 from shared import process
 from shared.append import Appender
 from shared.config import Config, host_name, setting
+from shared.errors import Malformed
 
 log = logging.getLogger("remit.executor")
 
 SLOTS = {"log_triage": 2, "sleep": 16}  # CPU and memory of a triage are this machine's
+HANDS_MAX = 1_000
 AGAIN_S = 0.5
 
 
+def hands() -> int | None:
+    """`REMIT_SLOTS`, the steps at a time on this host; an error that names it when it cannot be that."""
+    found = setting("SLOTS", int, None)
+    if found is not None and not 1 <= found <= HANDS_MAX:
+        raise Malformed(f"REMIT_SLOTS is {found}; it must be 1 to {HANDS_MAX}", field="REMIT_SLOTS")
+    return found
+
+
 async def decide(stop: asyncio.Event) -> None:
+    hands()  # a worker that cannot read it would be started again for ever, and nobody else would see it
     bus = await process.connected("executor")
     executor = Executor(bus, await Appender(bus).start(), await Config(bus).start())
     await executor.start()
@@ -50,8 +61,8 @@ async def work(stop: asyncio.Event) -> None:
     handlers = {"log_triage": log_triage, "gpu_report": gpu_report, "service_map": service_map, "sleep": sleep}
     bus = await process.connected("worker")
     instants = {"noop": noop, "fail": fail}
-    hands = setting("SLOTS", int, HANDS_DEFAULT)
-    worker = Worker(bus, await Appender(bus).start(), host_name(), handlers, SLOTS, instants, hands=hands)
+    most = hands() or HANDS_DEFAULT
+    worker = Worker(bus, await Appender(bus).start(), host_name(), handlers, SLOTS, instants, hands=most)
     await worker.start()
     await stop.wait()
     await worker.stop()

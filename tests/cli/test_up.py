@@ -30,14 +30,14 @@ def environment(folder: Path) -> dict[str, str]:
 class Up:
     """One `remit up` and what it has said."""
 
-    def __init__(self, folder: Path, *argv: str) -> None:
+    def __init__(self, folder: Path, *argv: str, **variables: str) -> None:
         self.folder = folder
         self.said = folder / "up.said"
         self.data = folder / "data"
         with self.said.open("ab") as said:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "cli", "up", "--data-dir", str(self.data), *argv],
-                env=environment(folder),
+                env={**environment(folder), **variables},
                 cwd=ROOT,
                 stdout=said,
                 stderr=said,
@@ -90,9 +90,9 @@ def alive(pid: int) -> bool:
 
 
 @contextmanager
-def up(folder: Path, *argv: str) -> Iterator[Up]:
+def up(folder: Path, *argv: str, **variables: str) -> Iterator[Up]:
     """`remit up` on free ports, killed with all below it if a test leaves it running."""
-    made = Up(folder, "--nats-port", "0", *(argv or ("--http-port", "0")))
+    made = Up(folder, "--nats-port", "0", *(argv or ("--http-port", "0")), **variables)
     try:
         yield made
     finally:
@@ -130,6 +130,17 @@ def test_a_stack_is_started_kept_and_ended(tmp_path: Path) -> None:
         stack.process.send_signal(signal.SIGINT)
         assert stack.process.wait(ENDED_WITHIN_S) == 0, stack.text()
         assert not [pid for pid in last if alive(pid)]
+        assert "Traceback" not in stack.text()
+
+
+def test_a_setting_that_cannot_be_read_is_told_and_the_stack_is_not_ready(tmp_path: Path) -> None:
+    """No step can run: the reason is said where `up` was called, ever less often, and the doctor sees it, too."""
+    with up(tmp_path, REMIT_SLOTS="abc") as stack:
+        until(lambda: stack.text().count("executor ended (1): REMIT_SLOTS='abc'") == 2, "it is told")
+        answered = stack.remit("doctor", "-o", "json")
+        assert answered.returncode == 1
+        assert {one["what"]: one["state"] for one in json.loads(answered.stdout)}["workers"] == "failing"
+        assert "ready" not in stack.text()
         assert "Traceback" not in stack.text()
 
 

@@ -1,0 +1,27 @@
+"""`remit doctor`: whether goals are taken and steps performed, which no answer of an agent or the registry says."""
+
+import json
+from pathlib import Path
+
+from tests.stack import Stack, stack, until
+
+
+def states(made: Stack) -> dict[str, str]:
+    answered = made.remit("doctor", "-o", "json")
+    found = {one["what"]: one["state"] for one in json.loads(answered.stdout)}
+    assert answered.returncode == ("failing" in found.values()), answered.stderr
+    return found
+
+
+def test_doctor_says_whether_anybody_plans_and_works(tmp_path: Path) -> None:
+    """Nobody, then each as it comes; and who has been killed is missed."""
+    with stack(tmp_path, "registry") as made:
+        until(lambda: states(made)["registry"] == "ok", "the streams are there")
+        assert (states(made)["planner"], states(made)["workers"]) == ("failing", "failing")
+        made.start("planner")
+        until(lambda: states(made)["planner"] == "ok", "goals are taken")
+        assert states(made)["workers"] == "failing"
+        made.start("executor")
+        until(lambda: states(made)["workers"] == "ok", "steps are performed")
+        made.kill("executor")
+        until(lambda: states(made)["workers"] == "failing", "its worker has gone with it")
