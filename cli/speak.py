@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
@@ -116,6 +116,7 @@ def ends_well(code: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(code)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        _check_text(kwargs)
         try:
             return code(*args, **kwargs)
         except Unavailable as error:
@@ -136,6 +137,25 @@ def ends_well(code: Callable[P, T]) -> Callable[P, T]:
             fail(f"{where}{error.strerror or error}", EXIT_FAILED)
 
     return run
+
+
+def _check_text(given: Mapping[str, Any]) -> None:
+    """A usage error that names the argument whose bytes are no UTF-8: no message holds them. A file's path may."""
+    context = click.get_current_context(silent=True)
+    for name, value in given.items():
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and not _is_text(text):
+                parameters = context.command.params if context else ()
+                at_fault = next((one for one in parameters if one.name == name), None)
+                raise click.BadParameter(f"{os.fsencode(text)[:80]!r} is no UTF-8", ctx=context, param=at_fault)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # what the system hands over of bytes that it cannot read
+        return False
+    return True
 
 
 def with_bus(action: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:

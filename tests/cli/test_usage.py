@@ -112,3 +112,29 @@ def test_what_nobody_can_mean_is_a_usage_error(argv: list[str]) -> None:
     assert isinstance(done.exception, SystemExit)
     assert done.stdout == ""
     assert done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["allow", "add", "/var/log/\udcff*.log"], "SOURCE"),
+        (["allow", "add", "web", "--tag", "fine", "--tag", "\udcff"], "--tag"),
+        (["allow", "rm", "\udcff"], "ENTRY"),
+        (["tasks", "add", "greet", "--description", "\udcff"], "--description"),
+        (["directives", "set", "a", "--description", "\udcff"], "--description"),
+        (["schedules", "add", "a", "--cron", "0 2 * * *", "--goal", "\udcff"], "--goal"),
+        (["submit", "check \udcff"], "GOAL"),
+        (["submit", "check logs", "--param", "a=\udcff"], "--param"),
+        (["reject", "1", "--reason", "\udcff"], "--reason"),
+        (["cancel", "1", "--reason", "\udcff"], "--reason"),
+        (["sql", "select '\udcff'"], "QUERY"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bytes_that_are_no_text_are_named(argv: list[str], named: str) -> None:
+    """No message can hold them: exit 2, and the argument at fault with what was given."""
+    done = invoke(*argv)
+    assert done.exit_code == 2, (done.stdout, done.stderr, done.exception)
+    assert named in done.stderr.splitlines()[-1], done.stderr
+    assert "\\xff" in done.stderr.splitlines()[-1]
+    assert done.stdout == ""
