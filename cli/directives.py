@@ -13,7 +13,8 @@ from shared.clock import rfc3339
 from shared.config import Config
 from shared.errors import AlreadySaid, Malformed, NotFound
 from shared.plan import BUDGET_LIMITS, Directive, Problem, directive_problems, malformed
-from shared.subjects import CONFIG_BUCKET, directive_key, token
+from shared.schedule import Schedule
+from shared.subjects import CONFIG_BUCKET, directive_key, schedule_key, token
 
 HISTORY_MAX = 64
 
@@ -189,16 +190,26 @@ def _pair(text: str) -> tuple[str, int]:
 def directives_rm(output: str, name: str) -> None:
     """Remove directive NAME; a built-in one is as it was at first again."""
 
-    async def remove(bus: Bus) -> None:
+    async def remove(bus: Bus) -> list[str]:
         if await bus.kv_get(CONFIG_BUCKET, directive_key(name)) is None:
             why = "is built in and was never changed" if name in BUILT_IN.directives else "does not exist"
             raise NotFound(f"directive {name!r} {why}")
         await bus.kv_delete(CONFIG_BUCKET, directive_key(name))
+        return [] if name in BUILT_IN.directives else await _schedules_under(bus, name)
 
-    with_bus(remove)
+    left = with_bus(remove)
     if output == "json":
         data({"removed": name})
     talk(f"removed {name}")
+    for schedule in left:
+        talk(f"warning: schedule {schedule} is under it: each of its ticks is rejected until there is a {name} again")
+
+
+async def _schedules_under(bus: Bus, name: str) -> list[str]:
+    config = await Config(bus).start()
+    await config.stop()
+    found = config.entries(schedule_key(""), Schedule)
+    return [schedule for schedule in sorted(found) if found[schedule].goal.get("directive") == name]
 
 
 @directives.command("history")

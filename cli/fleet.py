@@ -175,16 +175,31 @@ def tasks_add(
         max_concurrent=max_concurrent,
     )
 
-    async def add(bus: Bus) -> None:
+    async def add(bus: Bus) -> bytes | None:
+        before = await bus.kv_get(CONFIG_BUCKET, task_key(name))
         await worker_queue(bus, name, at_once=max_concurrent)
         await bus.kv_put(CONFIG_BUCKET, task_key(name), msgspec.json.encode(spec))
+        return before[0] if before else None
 
-    with_bus(add)
+    before = with_bus(add)
     if output == "json":
         data(spec)
     else:
         click.echo(name)
+    if before:
+        talk(f"warning: there was a task {name}, and this replaces it{_differing(before, spec)}")
     talk(f"task {name} can be planned; its steps wait in the consumer {worker_consumer(name)} on EVENTS")
+
+
+def _differing(before: bytes, after: TaskSpec) -> str:
+    """What was otherwise before, so that it can be put back."""
+    try:
+        old = msgspec.to_builtins(msgspec.json.decode(before, type=TaskSpec))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+    new = msgspec.to_builtins(after)
+    changed = [f"{field} {msgspec.json.encode(old[field]).decode()}" for field in new if old[field] != new[field]]
+    return f"; it had {', '.join(changed)}" if changed else ", which was the same"
 
 
 @tasks.command("ls")

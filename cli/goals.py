@@ -87,6 +87,12 @@ def payload(
     return body
 
 
+def preview(body: bytes) -> subprocess.CompletedProcess[bytes]:
+    """What the planner would say of a goal as things stand: a plan, or with `EXIT_REJECTED` why there is none."""
+    argv = [sys.executable, "-m", "services.planner", "--preview"]
+    return subprocess.run(argv, input=body, stdout=subprocess.PIPE)
+
+
 @click.command()
 @_goal
 @common
@@ -100,7 +106,7 @@ def plan(output: str, **given: object) -> None:
     remit plan --playbook fleet_health --param window_s=300
     """
     body = payload(**given)  # type: ignore[arg-type]  # click hands over what the options say
-    done = subprocess.run([sys.executable, "-m", "services.planner", "--preview"], input=body, stdout=subprocess.PIPE)
+    done = preview(body)
     if done.returncode == EXIT_REJECTED:
         rejected = msgspec.json.decode(done.stdout, type=GoalRejected)
         if output == "json":

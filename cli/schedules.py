@@ -10,16 +10,17 @@ from zoneinfo import ZoneInfo
 import click
 import msgspec
 
-from cli.goals import goal_options, payload
+from cli.goals import goal_options, payload, preview
 from cli.speak import common, data, ends_well, line, table, talk, with_bus
 from shared.append import Appender
 from shared.bus import Bus
 from shared.clock import NS_PER_S, now, now_ns, parse_ns, rfc3339
 from shared.config import Config
 from shared.errors import AlreadySaid, Malformed, NotFound, Unavailable
-from shared.events import ScheduleTicked
+from shared.events import GoalRejected, ScheduleTicked
 from shared.plan import malformed
 from shared.schedule import CatchUp, Overlap, Schedule, check_schedule, next_tick, ticks, wall_text
+from shared.status import EXIT_REJECTED
 from shared.streams import server_now_ns
 from shared.subjects import (
     CONFIG_BUCKET,
@@ -102,6 +103,7 @@ def schedules_add(
 ) -> None:
     """Make schedule NAME: its goal is submitted at each tick from now on.
 
+    What its goal names may come later: when it would be rejected as things stand, that is a warning.
     With --replace a schedule that is paused stays so; a change of its times counts from now.
     """
     goal = msgspec.json.decode(payload(**given), type=dict[str, Any])
@@ -146,6 +148,15 @@ def schedules_add(
         talk("it is paused, as it was; `remit schedules resume` lets it run")
     elif (tick := next_tick(after.cron, after.zone, now_ns() // NS_PER_S)) is not None:
         talk(f"next: {wall_text(tick, after.zone)}")
+    _warn(after)
+
+
+def _warn(schedule: Schedule) -> None:
+    """Say now what each tick would be rejected for at night."""
+    answer = preview(msgspec.json.encode(schedule.goal))
+    if answer.returncode == EXIT_REJECTED:
+        for problem in msgspec.json.decode(answer.stdout, type=GoalRejected).problems:
+            talk(f"warning: as things stand each tick is rejected: {problem['field']}: {problem['reason']}")
 
 
 def _limited(schedule: Schedule) -> Schedule:

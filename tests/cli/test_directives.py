@@ -104,3 +104,15 @@ def test_what_was_never_set_is_not_found(remit: Stack) -> None:
     assert "built in" in ran(remit, "rm", "D1", code=6)
     assert ran(remit, "rm", "nothing", code=6)
     assert ran(remit, "history", "D1", code=6)
+
+
+def test_a_schedule_under_a_directive_that_goes_is_named(remit: Stack) -> None:
+    """Removed all the same; a built-in one is only as it was at first, so nothing is rejected for it."""
+    at_night = ["--cron", "0 2 * * *", "--goal", "check logs"]
+    for name in ("gone", "D4"):
+        ran(remit, "set", name, "--task", "log_triage")
+        assert remit.remit("schedules", "add", f"under_{name}", *at_night, "--directive", name).returncode == 0
+    gone, restored = remit.remit("directives", "rm", "gone"), remit.remit("directives", "rm", "D4")
+    assert (gone.returncode, restored.returncode) == (0, 0)
+    assert "warning: schedule under_gone" in gone.stderr
+    assert "warning" not in restored.stderr
