@@ -21,7 +21,7 @@ from shared.clock import NS_PER_S, now_ns
 from shared.errors import Malformed, Unavailable
 from shared.events import OUTPUTS_BYTES_MAX
 from shared.gpu import GpuHostReport
-from shared.logs import GO_ON, LogChunk, ReadRequest, ServicesReply, SourceInfo, SourcesReply
+from shared.logs import GO_ON, LogChunk, ReadRequest, ServiceInfo, ServicesReply, SourceInfo, SourcesReply
 from shared.subjects import ARTIFACTS_BUCKET, artifact
 
 NESTED = b"[" * 100_000
@@ -176,11 +176,13 @@ async def test_silent_hosts_are_waited_for_at_once(bus: Bus, monkeypatch: pytest
     hosts = [f"silent{number}" for number in range(12)]
     for host in hosts:
         await answers(bus, f"logs.{host}.services", nothing)
-    await answers(bus, "logs.tower.services", msgspec.json.encode(ServicesReply(host="another")))
+    web = ServiceInfo(id="0123456789ab", name="web", image="web", state="running")
+    await answers(bus, "logs.tower.services", msgspec.json.encode(ServicesReply(host="another", services=[web])))
     async with asyncio.timeout(4):
         outputs = await services.service_map(task(bus, hosts=[*hosts, "tower"]))
     assert sorted(outputs["missing_hosts"]) == sorted(hosts)
-    assert [one["host"] for one in (await kept(bus, "services.json"))["hosts"]] == ["tower"]
+    document = await kept(bus, "services.json")
+    assert [one["host"] for one in document["hosts"]] == [one["host"] for one in document["services"]] == ["tower"]
 
 
 # -- logs --------------------------------------------------------------------------------------------------

@@ -29,8 +29,7 @@ async def service_map(task: Task) -> Outputs:
             try:
                 reply = await all_services(task.bus, host, timeout_s=AGENT_DEADLINE_S)
                 # The name that was asked counts, so that no agent can answer for another host.
-                services = [replace(one, host=host) for one in reply.services]
-                found[host] = replace(reply, host=host, services=services)
+                found[host] = replace(reply, host=host)
             except RemitError as error:
                 missing[host] = error.message
 
