@@ -268,6 +268,15 @@ def nats_server() -> str:
 async def until_ready(url: str, services: Sequence[str], *, patience_s: float = 30.0) -> Bus:
     """A connection, as soon as every service that answers requests does, goals are taken and steps performed."""
     bus = await connect(url, "remit-keeper")
+    try:
+        await _all_ready(bus, services, patience_s)
+    except BaseException:
+        await bus.close()  # before NATS is ended, which would be told as lost
+        raise
+    return bus
+
+
+async def _all_ready(bus: Bus, services: Sequence[str], patience_s: float) -> None:
     end_s = time.monotonic() + patience_s
     waiting = {
         name: found for name, found in (("log-agent", "logs"), ("gpu-agent", "gpu"), ("registry", "registry"))
@@ -290,4 +299,3 @@ async def until_ready(url: str, services: Sequence[str], *, patience_s: float = 
             raise Unavailable(f"not ready within {patience_s:g} s: {late}; see their logs")
         if late and not waiting:
             await asyncio.sleep(0.05)
-    return bus

@@ -119,7 +119,10 @@ async def _up(where: Path, nats: str | None, nats_port: int, http_port: int, hos
         ready = asyncio.create_task(until_ready(url, SERVICES))
         asked = asyncio.create_task(stop.wait())
         await asyncio.wait({ready, asked}, return_when=asyncio.FIRST_COMPLETED)
-        if not stop.is_set():
+        if stop.is_set():
+            ready.cancel()
+            await asyncio.wait({ready})
+        else:
             await (await ready).close()
             port = await http_port_of(where)
             click.echo(f"HTTP http://127.0.0.1:{port}")

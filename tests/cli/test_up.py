@@ -144,6 +144,15 @@ def test_a_setting_that_cannot_be_read_is_told_and_the_stack_is_not_ready(tmp_pa
         assert "Traceback" not in stack.text()
 
 
+def test_ctrl_c_before_it_is_ready_ends_it_quietly(tmp_path: Path) -> None:
+    with up(tmp_path, REMIT_SLOTS="abc") as stack:  # so it is not ready soon
+        until(lambda: "executor ended (1)" in stack.text(), "it waits")
+        stack.process.send_signal(signal.SIGINT)
+        assert stack.process.wait(ENDED_WITHIN_S) == 0, stack.text()
+        assert "NATS lost" not in stack.text()
+        assert "Traceback" not in stack.text()
+
+
 def test_nats_itself_comes_back_on_its_port_with_its_store(tmp_path: Path) -> None:
     with up(tmp_path) as stack:
         stack.ready()
