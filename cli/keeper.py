@@ -107,12 +107,13 @@ class Keeper:
         end_s = time.monotonic() + NATS_READY_S
         while time.monotonic() < end_s:
             if self._nats.returncode is not None:
-                raise RemitError(
-                    f"port {port} is taken: use the NATS there with --nats nats://127.0.0.1:{port}, or another with "
-                    "--nats-port 0"
-                    if (why := self._why_nats_ended()) == PORT_TAKEN
-                    else f"nats-server ended at once: {why or 'see its log'} ({self.logs / 'nats.log'})"
-                )
+                why = self._why_nats_ended()
+                if why == PORT_TAKEN:
+                    raise RemitError(
+                        f"port {port} is taken: use the NATS there with --nats nats://127.0.0.1:{port}, or another "
+                        "with --nats-port 0"
+                    )
+                raise RemitError(f"nats-server ended at once: {why or 'see its log'} ({self.logs / 'nats.log'})")
             for file in ports.glob("*.ports"):
                 try:
                     urls = msgspec.json.decode(file.read_bytes())["nats"]
@@ -130,18 +131,23 @@ class Keeper:
 
     async def _run_nats(self, port: int) -> asyncio.subprocess.Process:
         """A nats-server on this port (0: any free one), whether it can be used yet or not."""
-        store = msgspec.json.encode(str(self.data_dir / "jetstream")).decode()
+        try:
+            store = msgspec.json.encode(str(self.data_dir / "jetstream")).decode()
+        except UnicodeEncodeError as error:
+            raise RemitError(
+                f"{os.fsencode(self.data_dir)!r} is no UTF-8, so NATS cannot have its store there"
+            ) from error
         where = msgspec.json.encode(str(self.data_dir / "ports")).decode()
         text = (
             # Loopback only: no accounts yet, so whoever reaches the port may say anything.
             f'host: "127.0.0.1"\nport: {port or -1}\nports_file_dir: {where}\n'
             # A power failure may lose the last 100 ms; a killed process loses nothing.
             f'jetstream {{ store_dir: {store}, sync_interval: "100ms" }}\n'
-        )
+        ).encode()
         conf = self.data_dir / "nats.conf"
-        if not conf.is_file() or conf.read_text() != text:
+        if not conf.is_file() or conf.read_bytes() != text:
             part = conf.with_name(conf.name + ".part")
-            part.write_text(text)
+            part.write_bytes(text)
             part.replace(conf)  # whole or not at all: a full disk would leave it empty
         return await self._start("nats", [nats_server(), "-c", str(conf)], {})
 

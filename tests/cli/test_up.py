@@ -262,6 +262,14 @@ def test_a_taken_nats_port_gives_the_way_out(tmp_path: Path) -> None:
     assert not stack.children()
 
 
+def test_a_folder_that_nats_cannot_be_told_of_is_an_error(tmp_path: Path) -> None:
+    """Its configuration is text, and a folder's name may be none."""
+    stack = Up(tmp_path, "--nats-port", "0", "--http-port", "0", "--data-dir", str(tmp_path / "\udcff"))
+    assert stack.process.wait(30) == 1
+    assert "is no UTF-8" in stack.text()
+    assert len(stack.text().splitlines()) == 1
+
+
 def test_a_taken_http_port_gives_the_way_out(tmp_path: Path) -> None:
     with taken() as holder:
         port = str(holder.getsockname()[1])
