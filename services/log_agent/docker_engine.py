@@ -111,7 +111,7 @@ class DockerEngine:
             )
             return info, _names(listed)
 
-        return await self._call(ask)
+        return await self._call(ask, CALL_S)
 
     async def names(self) -> list[ContainerName]:
         """Return every container, running or not, in the order of their names."""
@@ -119,7 +119,7 @@ class DockerEngine:
         def ask(client: Any) -> list[ContainerName]:
             return _names(_read(lambda: client.containers(all=True), list[_Listed]))
 
-        return await self._call(ask)
+        return await self._call(ask, CALL_S)
 
     async def container(self, name: str) -> Container:
         """Return the container of exactly this name; NotFound, also when `name` is an id or a part of one."""
@@ -138,7 +138,7 @@ class DockerEngine:
                 running=found.state is not None and found.state.running,
             )
 
-        return await self._call(ask)
+        return await self._call(ask, CALL_S)
 
     async def services(self, names: list[ContainerName]) -> list[ServiceInfo]:
         """Return the inventory of these containers; one that is gone in the meantime is left out."""
@@ -164,7 +164,7 @@ class DockerEngine:
         """Ask nothing more; waits for no call that hangs."""
         self._threads.close()
 
-    async def _call(self, ask: Callable[[Any], T], within_s: float = CALL_S) -> T:
+    async def _call(self, ask: Callable[[Any], T], within_s: float) -> T:
         if self._address.trouble:
             raise Unavailable(self._address.trouble)
         return await self._threads.run(lambda: self._answer(ask), within_s)
