@@ -159,7 +159,7 @@ class Worker:
             in_hand.end(story.run.stop.reason if story.run.stop else "")
         try:
             await self._count_lost_call(task, story)
-            outcome = await self._outcome(handler, task, delivery, event, started, in_hand)
+            outcome = await self._outcome(handler, task, event, started, in_hand)
         finally:
             del self._in_hand[_attempt(event)]
         accepted = await self.say_end(puller, delivery, event, outcome)
@@ -243,14 +243,13 @@ class Worker:
         return stored[1] if stored else None
 
     async def _outcome(
-        self, handler: Handler, task: Task, delivery: Delivery, event: Event, started_ns: int, in_hand: "_InHand"
+        self, handler: Handler, task: Task, event: Event, started_ns: int, in_hand: "_InHand"
     ) -> StepCompleted | StepFailed | StepCancelled:
         """Run the handler within its time; whatever it does, an outcome comes back.
 
         It comes back when the handler has: one that is cancelled ends its processes and sees them gone before.
         """
-        body: StepDispatched = event.body
-        left_s = (min(task.deadline_ns, delivery.at_ns + int(body.timeout_s * NS_PER_S)) - now_ns()) / NS_PER_S
+        left_s = (task.deadline_ns - now_ns()) / NS_PER_S
         error, message, retryable = "internal_error", "", False
         try:
             if left_s <= 0:
@@ -338,7 +337,7 @@ class Worker:
             attempt=event.attempt,
             inputs=body.inputs,
             goal=body.goal,
-            deadline_ns=_deadline_ns(body),
+            deadline_ns=min(_deadline_ns(body), event.at_ns + int(body.timeout_s * NS_PER_S)),
             token_grant=max(0, body.token_grant - spent),
             said_llm=say_llm_called,
         )

@@ -256,6 +256,20 @@ async def test_a_step_is_ended_at_its_timeout(floor: Floor) -> None:
     assert cancelled.is_set()
 
 
+@pytest.mark.parametrize(("timeout_s", "run_s", "told_s"), [(20, 3_600, 20), (600, 30, 30)])
+async def test_a_handler_knows_when_its_own_time_is_over(floor: Floor, timeout_s: int, run_s: int, told_s: int) -> None:
+    """The step's or the run's, whichever comes first: what it plans by this is not cut off."""
+    left_s: list[float] = []
+
+    async def handler(task: Task) -> Outputs:
+        left_s.append((task.deadline_ns - now_ns()) / NS_PER_S)
+        return {}
+
+    async with floor.working(handler):
+        await floor.end(await floor.dispatch(timeout_s=timeout_s, deadline=rfc3339(now_ns() + run_s * NS_PER_S)))
+    assert told_s - 10 < left_s[0] <= told_s
+
+
 @pytest.mark.parametrize("changes", [{"timeout_s": 0}, {"timeout_s": -5}, {"deadline": "2020-01-01T00:00:00Z"}])
 async def test_a_step_that_comes_too_late_is_not_begun(floor: Floor, changes: dict[str, Any]) -> None:
     begun: list[Task] = []
