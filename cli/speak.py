@@ -20,6 +20,7 @@ from shared.bus import Bus, connect
 from shared.config import nats_url
 from shared.errors import Malformed, NotFound, RemitError, Unavailable
 from shared.ledger import Answer, Question
+from shared.plan import is_utf8
 from shared.status import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -144,18 +145,10 @@ def _check_text(given: Mapping[str, Any]) -> None:
     context = click.get_current_context(silent=True)
     for name, value in given.items():
         for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str) and not _is_text(text):
+            if isinstance(text, str) and not is_utf8(text):  # bytes that the system could not read
                 parameters = context.command.params if context else ()
                 at_fault = next((one for one in parameters if one.name == name), None)
                 raise click.BadParameter(f"{os.fsencode(text)[:80]!r} is no UTF-8", ctx=context, param=at_fault)
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # what the system hands over of bytes that it cannot read
-        return False
-    return True
 
 
 def with_bus(action: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:

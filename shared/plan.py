@@ -398,7 +398,7 @@ def check_goal(goal: Goal) -> list[Problem]:
             problems.append(Problem("the goal is blank", "goal"))
         elif len(text) > GOAL_CHARS_MAX:
             problems.append(Problem(f"the goal has {len(text)} characters; at most {GOAL_CHARS_MAX}", "goal"))
-        elif not _is_utf8(text):
+        elif not is_utf8(text):
             problems.append(Problem("the goal holds a lone surrogate, which is not text", "goal"))
     if goal.tasks:
         if len(goal.tasks) > TASKS_MAX:
@@ -471,7 +471,8 @@ def _deeper_than(value: Any, most: int) -> bool:
     return any(isinstance(one, dict | list) for one in level)
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether a message can hold this text: not half a surrogate pair, nor bytes that the system could not read."""
     try:
         text.encode()
     except UnicodeEncodeError:

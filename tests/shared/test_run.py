@@ -143,13 +143,14 @@ EARLY = {"skip a", "skip b"}  # nobody can say it again, so it stands
 OF_A_PLAN = {"ask run", "ask b", "dispatch a.1", "dispatch a.2", "dispatch a.3", "dispatch c.1"}
 STOPPING = {"skip b", "deadline", "run.completed"}
 IN_STEPS = {*STOPPING, "call in a", "cancel"}
+IN_ATTEMPT = {"dispatch a.2", "skip a", "complete a.1", "fail a.1", "a.1 was ended", "timer a.1"}
 COUNTS: dict[str, set[str]] = {
     # What an executor says only later was said by a stranger: the run is broken, or the attempt lost.
     "pending": {"goal.rejected", "plan.created", "run.started", "skip c", *OF_A_PLAN, *EARLY, *OPEN},
     "planned": {"run.queued", "run.started", "dispatch a.1", *EARLY, *OPEN},
     "queued": {"run.started", "dispatch a.1", *EARLY, *OPEN},
     "running": {"dispatch a.1", "skip a", *IN_STEPS},
-    "a runs": {"dispatch a.2", "skip a", "complete a.1", "fail a.1", "a.1 was ended", "timer a.1", *IN_STEPS},
+    "a runs": {*IN_ATTEMPT, *IN_STEPS},
     "a is overdue": {"dispatch a.2", "skip a", *IN_STEPS},
     "a was lost once": {"dispatch a.2", "skip a", *IN_STEPS},
     "a succeeded": IN_STEPS,
@@ -166,27 +167,8 @@ COUNTS: dict[str, set[str]] = {
     "stopped early": {"run.queued", "run.completed", *EARLY},  # it never starts
     "b asked": {"grant b", "refuse b", *IN_STEPS},
     "b refused": STOPPING - {"deadline"},
-    "cancelling": {
-        "tell a.1 to end",
-        "a.1 was ended",
-        "complete a.1",
-        "fail a.1",
-        "timer a.1",
-        "dispatch a.2",
-        "skip a",
-        *STOPPING,
-        "call in a",
-    },
-    "a told to end": {
-        "a.1 was ended",
-        "complete a.1",
-        "fail a.1",
-        "timer a.1",
-        "dispatch a.2",
-        "skip a",
-        *STOPPING,
-        "call in a",
-    },
+    "cancelling": {"tell a.1 to end", *IN_ATTEMPT, *STOPPING, "call in a"},
+    "a told to end": {*IN_ATTEMPT, *STOPPING, "call in a"},
     "a cancelled": STOPPING - {"deadline"},
     "rejected": set(),
     "succeeded": set(),

@@ -1,16 +1,20 @@
 """Asking the agents of many hosts one question each, and naming those that did not answer."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
 
 from shared.bus import Bus
 from shared.errors import RemitError
+from shared.plan import HOSTS_MAX
 from shared.subjects import is_token
 
 AGENT_DEADLINE_S = 10.0  # an agent answers from memory; a slow engine gets this long
 HOSTS_AT_ONCE = 16  # that a task has answers of under way: a host that is silent does not make the others wait
 TOLD_MAX = 50  # hosts whose reasons a step hands on; the artifact names all
 REASON_CHARS_MAX = 200
+
+T = TypeVar("T")
 
 
 async def hosts_of(bus: Bus, service: str, wanted: list[str] | None) -> list[str]:
@@ -26,21 +30,23 @@ def told(reasons: Mapping[str, str]) -> dict[str, str]:
 
 
 async def ask_all(
-    bus: Bus, hosts: list[str], subject_of: Callable[[str], str], question: bytes
-) -> tuple[dict[str, bytes], dict[str, str]]:
-    """The answers by host, and for each host without one the reason."""
+    hosts: Sequence[str], ask: Callable[[str], Awaitable[T]], *, at_once: int = HOSTS_MAX
+) -> tuple[dict[str, T], dict[str, str]]:
+    """The answers by host, and for each host without one the reason; so many hosts are asked at once."""
+    places = asyncio.Semaphore(at_once)
 
-    async def ask(host: str) -> bytes:
-        return await bus.request(subject_of(host), question, timeout_s=AGENT_DEADLINE_S)
+    async def in_turn(host: str) -> T:
+        async with places:
+            return await ask(host)
 
-    results = await asyncio.gather(*(ask(host) for host in hosts), return_exceptions=True)
-    answers: dict[str, bytes] = {}
+    results = await asyncio.gather(*(in_turn(host) for host in hosts), return_exceptions=True)
+    answers: dict[str, T] = {}
     missing: dict[str, str] = {}
     for host, result in zip(hosts, results, strict=True):
-        if isinstance(result, bytes):
-            answers[host] = result
-        elif isinstance(result, RemitError):
+        if isinstance(result, RemitError):
             missing[host] = result.message
-        else:
+        elif isinstance(result, BaseException):
             raise result
+        else:
+            answers[host] = result
     return answers, missing

@@ -7,7 +7,7 @@ Parameters: `hosts` (names; default: every host that discovery finds), `window_s
 import msgspec
 
 from services.executor.handlers import Outputs, Task
-from services.executor.tasks.agents import ask_all, hosts_of, told
+from services.executor.tasks.agents import AGENT_DEADLINE_S, ask_all, hosts_of, told
 from services.executor.tasks.gpu_core import assemble
 from shared import subjects
 from shared.clock import now
@@ -25,7 +25,11 @@ async def gpu_report(task: Task) -> Outputs:
     question = msgspec.json.encode(
         GpuReportRequest(window_s=window_s, utilization_above_pct=utilization_pct, memory_above_pct=memory_pct)
     )
-    answers, missing = await ask_all(task.bus, hosts, subjects.gpu_report, question)
+
+    async def ask(host: str) -> bytes:
+        return await task.bus.request(subjects.gpu_report(host), question, timeout_s=AGENT_DEADLINE_S)
+
+    answers, missing = await ask_all(hosts, ask)
     reports: list[GpuHostReport] = []
     for host, answer in answers.items():
         try:
