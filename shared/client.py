@@ -19,6 +19,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
+from shared.waiting import wait_for
+
 
 @contextlib.contextmanager
 def _left_out(*names: str) -> Iterator[None]:
@@ -43,6 +45,12 @@ with _left_out(*WEBSOCKETS):
     import nats.errors
     import nats.js.errors
     import nats.protocol.parser
+
+# Before Python 3.12 `asyncio.wait_for` drops a cancellation, or the end of an `asyncio.timeout` around it, when what it
+# waits for comes in the same turn of the loop: often, where answers come fast. What was to end goes on, and nobody
+# cancels twice. nats-py waits with it for all that it waits for, so it is mended where everybody looks it up.
+if sys.version_info < (3, 12):
+    asyncio.wait_for = asyncio.tasks.wait_for = wait_for  # type: ignore[assignment]
 
 __all__ = ["CREATE_ONLY", "Client", "Handler", "Listener", "Message", "Take", "Waiting", "nats", "one_by_one"]
 
