@@ -183,9 +183,20 @@ class Bus:
     # -- JetStream -----------------------------------------------------------------------------------------
 
     async def api(self, what: str, body: Any = None, *, timeout_s: float = REQUEST_TIMEOUT_S) -> dict[str, Any]:
-        """A call of the JetStream API: `what` is the subject after `$JS.API.`."""
+        """A call of the JetStream API: `what` is the subject after `$JS.API.`.
+
+        Each of our calls means the same when it is made twice, so one whose answer a lost connection has taken with it
+        is made again.
+        """
         data = b"" if body is None else msgspec.json.encode(body)
-        answer: dict[str, Any] = msgspec.json.decode(await self.request(f"$JS.API.{what}", data, timeout_s=timeout_s))
+        reconnects = self._client.stats["reconnects"]
+        try:
+            said = await self.request(f"$JS.API.{what}", data, timeout_s=timeout_s)
+        except Unavailable:
+            if self._client.stats["reconnects"] == reconnects:
+                raise
+            said = await self.request(f"$JS.API.{what}", data, timeout_s=timeout_s)
+        answer: dict[str, Any] = msgspec.json.decode(said)
         if error := answer.get("error"):
             if error.get("err_code") == STREAM_NOT_FOUND:
                 raise StreamMissing(f"no stream for {what} on this NATS: is `remit up` running?")

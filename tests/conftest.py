@@ -25,7 +25,10 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 # What waits longest begins first, so that no long file is left running alone at the end.
-LONG_FIRST = ("tests/stories/", "tests/chaos/", "tests/archive/", "tests/cli/", "tests/registry/", "tests/shared/")
+LONG_FIRST = (
+    "tests/archive/test_letting_go", "tests/stories/", "tests/chaos/", "tests/archive/", "tests/cli/",
+    "tests/registry/", "tests/log_agent/", "tests/shared/",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,7 @@
 """The receiving half of the client: what it hears is what nats-py's own parser hears, however the bytes are cut."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from shared.bus import CREATE_ONLY, Bus
 from shared.client import Client, Listener, Waiting, one_by_one
-from shared.errors import Malformed, RemitError
+from shared.errors import Malformed, RemitError, Unavailable
+from shared.streams import last_seq
 from tests.conftest import until
 from tests.stack import Stack
 
@@ -215,6 +217,26 @@ async def test_whatever_the_server_passes_on_ends_no_connection(bus: Bus, server
     assert heard[4:] == ["said.h"] * len(NO_HEADERS) + ["said.last"]
 
 
+async def test_a_call_whose_answer_was_lost_with_the_server_is_made_again(bus: Bus, server: Stack) -> None:
+    server.freeze("nats")
+    asked = asyncio.create_task(bus.api("STREAM.INFO.EVENTS", timeout_s=2))
+    client = bus._client
+    await until(lambda: client._resp_map and not client._pending_data_size)  # it is under way
+    server.kill("nats")
+    await until(lambda: not bus.is_connected)
+    server.start_nats()
+    assert (await asked)["config"]["name"] == "EVENTS"
+
+
+async def test_a_call_that_nobody_answers_is_made_once(bus: Bus, server: Stack) -> None:
+    server.freeze("nats")
+    began_s = time.monotonic()
+    with pytest.raises(Unavailable, match=r"INFO.EVENTS did not answer within 0.5 s"):
+        await bus.api("STREAM.INFO.EVENTS", timeout_s=0.5)
+    assert time.monotonic() - began_s < 1
+    server.thaw("nats")
+
+
 async def test_subscriptions_outlast_a_restart_of_the_server(bus: Bus, server: Stack) -> None:
     heard: list[bytes] = []
     await bus.subscribe("here", lambda _subject, data, *_: heard.append(data))
@@ -263,6 +285,11 @@ async def test_a_stored_message_is_told_from_a_word_of_the_servers(bus: Bus, blo
         bus._client._pending.append(op + b"\r\n" + of_it + b"{}\r\n")
         bus._client._pending_data_size += 1
     await bus.flush()
+
+    async def stored() -> bool:  # the server has them before its stream does
+        return await last_seq(bus) == 3
+
+    await until(stored)
     wanted = [(f"audit.test.{number}", number, b"{}") for number in (1, 2, 3)]
     for query in ({"multi_last": ["audit.test.*"], "batch": 9}, {"seq": 1, "batch": 9}):
         found = await bus.direct("EVENTS", query)
