@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from cli.doctor import UNOPTIMISED, is_optimised
 from cli.speak import data, ends_well, talk
 
 OUTPUT = click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print it.")
@@ -27,7 +28,8 @@ def machine() -> str:
             if line.startswith("model name"):
                 model = line.partition(":")[2].strip()
                 break
-    return f"{os.cpu_count()} × {model}, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+    python = f"Python {platform.python_version()}{'' if is_optimised() else UNOPTIMISED}"
+    return f"{os.cpu_count()} × {model}, {platform.system()} {platform.release()}, {python}"
 
 
 def _print(figures: dict[str, Any], output: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import sysconfig
 from collections.abc import Awaitable, Callable
 
 import click
@@ -19,6 +20,7 @@ LOOKS = 3
 LOOK_S = 0.3
 NO_PLANNER = "none runs, so goals wait: start `remit up` or `remit planner`, or look into its log"
 NO_WORKER = "none runs, so steps wait: start `remit up` or `remit executor`, or look into its log"
+UNOPTIMISED = ", built without optimisation"
 
 Check = tuple[str, str, str]  # what, "ok" | "missing" | "failing", the rest for a person
 
@@ -43,8 +45,17 @@ def doctor(output: str) -> None:
     raise SystemExit(any(state == "failing" for _, state, _ in checks))
 
 
+def is_optimised() -> bool:
+    """Whether this Python was built with optimisation, as far as it says. A version manager's is when it was told to be.
+
+    Debian's does not say so, and is.
+    """
+    return sys.base_prefix == "/usr" or "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
+
+
 async def _checks() -> list[Check]:
-    found: list[Check] = [("python", "ok", f"{sys.version.split()[0]} at {sys.executable}")]
+    slow = "" if is_optimised() else f"{UNOPTIMISED}: slower by a fifth or more (docs/performance.md: another Python)"
+    found: list[Check] = [("python", "ok", f"{sys.version.split()[0]} at {sys.executable}{slow}")]
     try:
         found.append(("nats-server", "ok", nats_server()))
     except RemitError as error:
