@@ -46,7 +46,7 @@ def doctor(output: str) -> None:
 
 
 def is_optimised() -> bool:
-    """Whether this Python was built with optimisation, as far as it says. A version manager's is when it was told to be.
+    """Whether this Python was built with optimisation, as far as it says. A version manager's seldom is.
 
     Debian's does not say so, and is.
     """
