@@ -76,8 +76,9 @@ async def _measure(
         await last_seq(bus) + 1
     )
     tell("warming up")
-    await under.saturated(WARM_S)
-    await remit.saturated(WARM_S)
+    warm_s = min(WARM_S, seconds / 4)
+    await under.saturated(warm_s)
+    await remit.saturated(warm_s)
     floor_rounds, remit_rounds, folded, fold_s, behind_s = [], [], 0, 0.0, 0.0
     for number in range(1, ROUNDS + 1):
         tell(f"round {number} of {ROUNDS}: the floor")

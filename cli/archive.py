@@ -10,8 +10,8 @@ import msgspec
 from cli.proof import public_of, seals_of
 from cli.speak import common, data, ends_well, line, table, talk, with_bus
 from shared.bus import Bus
-from shared.config import data_dir as default_data_dir
 from shared.errors import NotFound, RemitError
+from shared.settings import data_dir as default_data_dir
 from shared.status import EXIT_FAILED
 
 KEEP_DAYS_LEAST = 7

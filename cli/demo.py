@@ -19,11 +19,11 @@ from cli.stack import environment, held
 from shared.allow import AllowEntry, normal
 from shared.append import Appender
 from shared.bus import Bus
-from shared.config import data_dir, host_name
 from shared.errors import Unavailable
 from shared.gpu import GpuHostReport, GpuReportRequest
 from shared.log_reading import all_sources
 from shared.plan import Goal
+from shared.settings import data_dir, host_name
 from shared.status import EXIT_OF_STATUS
 from shared.subjects import goal_submitted, gpu_report
 

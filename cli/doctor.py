@@ -11,8 +11,8 @@ import click
 from cli.keeper import nats_server
 from cli.speak import ask, common, data, ends_well
 from shared.bus import bare, connect
-from shared.config import data_dir, nats_url
 from shared.errors import RemitError
+from shared.settings import credentials, data_dir, nats_url
 from shared.streams import AT_ONCE, PLANNER, last_seq, pulled
 from shared.subjects import worker_consumer
 
@@ -65,7 +65,7 @@ async def _checks() -> list[Check]:
     writable = os.access(nearest, os.W_OK)
     found.append(("data", "ok" if writable else "failing", f"{where}{'' if writable else ' cannot be written'}"))
     try:
-        bus = await connect(nats_url(), "remit-doctor", credentials=os.environ.get("REMIT_NATS_CREDS"))
+        bus = await connect(nats_url(), "remit-doctor", credentials=credentials())
     except RemitError as error:
         return [*found, ("NATS", "missing", error.message)]
     found.append(("NATS", "ok", f"{bare(nats_url())}: {bus.server}"))

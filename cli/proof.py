@@ -13,12 +13,12 @@ from cli.runs import RUN
 from cli.speak import archive_option, common, data, ends_well, line, table, talk, with_bus
 from shared.archive.store import Archive
 from shared.bus import Bus
-from shared.config import data_dir as default_data_dir
 from shared.errors import Malformed, NotFound, RemitError
 from shared.events import AuditSealed, read
 from shared.proof.bundle import Bundle, Proven, Prover, check
 from shared.proof.keys import fingerprint, is_signed, read_public, signer
 from shared.proof.sealing import Sealing, closing, heads_root, signed_bytes
+from shared.settings import data_dir as default_data_dir
 from shared.status import EXIT_FAILED
 from shared.streams import standing
 from shared.subjects import AUDIT_SEALS, EVENTS

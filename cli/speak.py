@@ -17,10 +17,10 @@ from msgspec.structs import replace
 
 from shared import asking
 from shared.bus import Bus, connect
-from shared.config import nats_url
 from shared.errors import Malformed, NotFound, RemitError, Unavailable
 from shared.ledger import Answer, Question
 from shared.plan import is_utf8
+from shared.settings import credentials, nats_url
 from shared.status import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -162,8 +162,7 @@ def with_bus(action: Callable[[Bus], Coroutine[Any, Any, T]]) -> T:
 
     async def main() -> T:
         closed = asyncio.Event()
-        credentials = os.environ.get("REMIT_NATS_CREDS")
-        bus = await connect(nats_url(), "remit-cli", credentials=credentials, on_closed=closed.set)
+        bus = await connect(nats_url(), "remit-cli", credentials=credentials(), on_closed=closed.set)
         acting = asyncio.ensure_future(action(bus))
         watching = asyncio.ensure_future(closed.wait())
 

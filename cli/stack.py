@@ -15,8 +15,8 @@ import click
 from cli.keeper import SERVICES, Keeper, module, until_ready
 from cli.speak import archive_option, ends_well, nats_option, talk
 from shared.bus import bare, connect
-from shared.config import HTTP_DEFAULT, data_dir, host_name
 from shared.errors import RemitError
+from shared.settings import HTTP_DEFAULT, data_dir, host_name
 from shared.streams import REPLICAS, ensure
 
 NATS_PORT = 4222

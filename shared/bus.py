@@ -27,6 +27,8 @@ log = logging.getLogger("remit.bus")
 
 SERVER_VERSION_LEAST = (2, 12)  # older ones silently ignore multi-filter consumers and schedule headers
 CONNECT_TIMEOUT_S = 5.0
+PORT = 4222
+SCHEMES = ("nats", "tls", "ws", "wss")
 REQUEST_TIMEOUT_S = 5.0
 OBJECT_TIMEOUT_S = 120.0  # a missing body hangs for ever otherwise
 PENDING_BYTES_MAX = 64 * 1024 * 1024
@@ -497,12 +499,10 @@ async def _reach(url: str) -> None:
     """Fail fast where nothing listens: the client itself would go on trying."""
     trouble: Exception | None = None
     for one in url.split(","):
-        parts = urlsplit(one.strip() if "//" in one else f"nats://{one.strip()}")
+        host, port = _place(one.strip())
         try:
-            _, writer = await asyncio.wait_for(
-                asyncio.open_connection(parts.hostname or "127.0.0.1", parts.port or 4222), CONNECT_TIMEOUT_S
-            )
-        except (OSError, TimeoutError, ValueError) as error:
+            _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), CONNECT_TIMEOUT_S)
+        except (OSError, TimeoutError) as error:
             trouble = error
         else:
             writer.close()
@@ -510,6 +510,18 @@ async def _reach(url: str) -> None:
     raise Unavailable(
         f"nothing listens at {bare(url)}; start Remit with `./remit up`, or name a NATS with --nats URL"
     ) from trouble
+
+
+def _place(url: str) -> tuple[str, int]:
+    """Host and port of one server's URL."""
+    try:
+        parts = urlsplit(url if "//" in url else f"nats://{url}")
+        host, port = parts.hostname, parts.port or PORT
+    except ValueError as error:
+        raise Malformed(f"{bare(url)[:200]!r} is no URL of a NATS: {error}", field="nats") from error
+    if not host or parts.scheme not in SCHEMES:
+        raise Malformed(f"{bare(url)[:200]!r} is no URL of a NATS, such as nats://127.0.0.1:{PORT}", field="nats")
+    return host, port
 
 
 def bare(url: str) -> str:

@@ -1,4 +1,4 @@
-"""What an operator has configured: a live view of the KV bucket `config`, and the settings of a process.
+"""What an operator has configured: a live view of the KV bucket `config`.
 
 The view is a fold of the bucket's stream, read like any other stream, so it survives what a KV watcher does not.
 An entry that cannot be read is left out and told; it never takes the service with it.
@@ -6,11 +6,7 @@ An entry that cannot be read is left out and told; it never takes the service wi
 
 import asyncio
 import logging
-import os
-import re
-import socket
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -25,28 +21,7 @@ from shared.subjects import CONFIG_BUCKET, directive_key, is_token, playbook_key
 
 log = logging.getLogger("remit.config")
 
-NATS_URL_DEFAULT = "nats://127.0.0.1:4222"
-HTTP_DEFAULT = "127.0.0.1:9595"
-
 T = TypeVar("T")
-
-
-def nats_url() -> str:
-    return os.environ.get("REMIT_NATS_URL", NATS_URL_DEFAULT)
-
-
-def data_dir() -> Path:
-    """Where Remit keeps what is on disk: `REMIT_DATA_DIR`, or the XDG state directory."""
-    if given := os.environ.get("REMIT_DATA_DIR"):
-        return Path(given)
-    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(state) / "remit"
-
-
-def host_name() -> str:
-    """This host's name as a subject token: `REMIT_HOST`, or the machine's, with what cannot stand replaced."""
-    name = os.environ.get("REMIT_HOST") or socket.gethostname().split(".")[0]
-    return re.sub(r"[^A-Za-z0-9_-]", "-", name)[:64] or "localhost"
 
 
 class Config:
@@ -161,14 +136,3 @@ def _playbooks(values: dict[str, bytes]) -> dict[str, Playbook]:
             told = "; ".join(f"{one.field}: {one.reason}" for one in problems)
             log.warning("config %s is left out: %s", key, told[:1000])
     return found
-
-
-def setting(name: str, kind: type[T], default: T) -> T:
-    """`REMIT_<NAME>` from the environment as `kind`; a value that is none is an error that names the variable."""
-    text: Any = os.environ.get(f"REMIT_{name}")
-    if text is None or text == "":
-        return default
-    try:
-        return msgspec.convert(text, kind, strict=False)
-    except msgspec.ValidationError as error:
-        raise SystemExit(f"remit: REMIT_{name}={text!r}: {error}") from error

@@ -19,9 +19,9 @@ import uvloop
 
 from shared.bus import Bus, connect
 from shared.clock import rfc3339
-from shared.config import nats_url, setting
 from shared.errors import RemitError, Unavailable
 from shared.redact import redact
+from shared.settings import credentials, nats_url, setting
 from shared.streams import ensure
 
 log = logging.getLogger("remit.process")
@@ -95,7 +95,7 @@ async def connected(service: str) -> Bus:
             bus = await connect(
                 nats_url(),
                 f"remit-{service}",
-                credentials=os.environ.get("REMIT_NATS_CREDS"),
+                credentials=credentials(),
                 on_closed=lambda: os.kill(os.getpid(), signal.SIGTERM),
             )
             await ensure(bus, replicas=setting("REPLICAS", int, 1))
@@ -165,4 +165,10 @@ def run(service: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         uvloop.run(supervised())
     except RemitError as error:
         log.error("%s", error)
+        raise SystemExit(1) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # A folder that cannot be written, a disk that is full: somebody can act on it, and a path is no content.
+        log.error("%s: %s", error.filename, error.strerror, exc_info=error)
         raise SystemExit(1) from error

@@ -8,13 +8,16 @@ import asyncio
 import logging
 import os
 import sys
+from typing import Annotated
+
+import msgspec
 
 from services.executor.processes import die_with_parent
 from services.executor.service import Executor
 from shared import process
 from shared.append import Appender
-from shared.config import Config, host_name, setting
-from shared.errors import Malformed
+from shared.config import Config
+from shared.settings import host_name, setting
 
 log = logging.getLogger("remit.executor")
 
@@ -25,10 +28,7 @@ AGAIN_S = 0.5
 
 def hands() -> int | None:
     """`REMIT_SLOTS`, the steps at a time on this host; an error that names it when it cannot be that."""
-    found = setting("SLOTS", int, None)
-    if found is not None and not 1 <= found <= HANDS_MAX:
-        raise Malformed(f"REMIT_SLOTS is {found}; it must be 1 to {HANDS_MAX}", field="REMIT_SLOTS")
-    return found
+    return setting("SLOTS", Annotated[int, msgspec.Meta(ge=1, le=HANDS_MAX)], None)
 
 
 async def decide(stop: asyncio.Event) -> None:

@@ -22,10 +22,11 @@ from shared.age_limit import take_off_expired
 from shared.append import Appender
 from shared.bus import Bus
 from shared.clock import NS_PER_S, now_ns
-from shared.config import Config, setting
+from shared.config import Config
 from shared.errors import RemitError
 from shared.events import StepCompleted, encode, read
 from shared.pull import Reader
+from shared.settings import Count, setting
 from shared.streams import PENDING_MAX, first_seq, planner_queue, standing, worker_queue
 from shared.subjects import EVENTS, SNAPSHOTS_BUCKET, TIMER_AT
 
@@ -44,7 +45,7 @@ class Executor:
         self._config = config
         self._timers = Timers(bus, appender)
         self._schedules = ScheduleKeeper(bus, appender, config)
-        self._snapshot_events = setting("SNAPSHOT_EVENTS", int, SNAPSHOT_EVENTS)
+        self._snapshot_events = setting("SNAPSHOT_EVENTS", Count, SNAPSHOT_EVENTS)
         self._known_end = 0
         self.engine = Engine()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from services.gateway.service import Gateway
 from services.gateway.shell import address, write_port
 from shared import process
-from shared.config import HTTP_DEFAULT, setting
+from shared.settings import HTTP_DEFAULT, Seconds, setting
 
 log = logging.getLogger("remit.gateway")
 
@@ -16,7 +16,7 @@ log = logging.getLogger("remit.gateway")
 async def main(stop: asyncio.Event) -> None:
     host, port = address(os.environ.get("REMIT_HTTP") or HTTP_DEFAULT)
     hosts = os.environ.get("REMIT_HTTP_HOSTS", "").replace(",", " ").lower().split()
-    heartbeat_s = setting("HTTP_HEARTBEAT_S", float, 15.0)
+    heartbeat_s = setting("HTTP_HEARTBEAT_S", Seconds, 15.0)
     bus = await process.connected("gateway")
     gateway = Gateway(bus, hosts=frozenset(hosts), heartbeat_s=heartbeat_s)
     bound = await gateway.start(host, port)

@@ -4,22 +4,24 @@ Settings come from the environment: `REMIT_HOST`, `REMIT_NATS_URL`, `REMIT_GPU_I
 """
 
 import asyncio
-import os
+from typing import Annotated
+
+import msgspec
 
 from services.gpu_agent.nvml import Nvml
-from services.gpu_agent.sampler import INTERVAL_S, Sampler
+from services.gpu_agent.sampler import INTERVAL_S, INTERVAL_S_MAX, INTERVAL_S_MIN, Sampler
 from services.gpu_agent.service import serve
-from shared.config import host_name
-from shared.errors import Malformed
 from shared.process import connected, run
+from shared.settings import host_name, setting
 
+Interval = Annotated[float, msgspec.Meta(ge=INTERVAL_S_MIN, le=INTERVAL_S_MAX)]
 STOP_WITHIN_S = 2.0  # a look takes milliseconds; one that takes longer hangs in the driver
 
 
 async def main(stop: asyncio.Event) -> None:
     """Sample and answer until `stop`."""
     host = host_name()
-    sampler = Sampler(Nvml(), host=host, interval_s=interval_s(os.environ.get("REMIT_GPU_INTERVAL_S")))
+    sampler = Sampler(Nvml(), host=host, interval_s=setting("GPU_INTERVAL_S", Interval, INTERVAL_S))
     sampler.start()  # before the connection: the window fills while NATS is still starting
     try:
         bus = await connected("gpu-agent")
@@ -30,14 +32,6 @@ async def main(stop: asyncio.Event) -> None:
             await bus.close()
     finally:
         await asyncio.to_thread(sampler.stop, STOP_WITHIN_S)
-
-
-def interval_s(text: str | None) -> float:
-    """Read the setting; Malformed when it is no number (its limits are the sampler's)."""
-    try:
-        return float(text) if text else INTERVAL_S
-    except ValueError as error:
-        raise Malformed(f"REMIT_GPU_INTERVAL_S is {text!r}, not a number", field="REMIT_GPU_INTERVAL_S") from error
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from services.log_agent.docker_engine import DockerEngine
 from services.log_agent.docker_logs import EngineLogs
 from services.log_agent.engine_address import engine_address
 from services.log_agent.service import Agent
-from shared.config import Config, host_name
+from shared.config import Config
 from shared.process import connected, run, until
+from shared.settings import host_name
 
 
 async def main(stop: asyncio.Event, *, host: str, globs: list[str]) -> None:

@@ -4,7 +4,6 @@ With `--preview` it plans one goal from stdin and says it; with `--check-playboo
 """
 
 import asyncio
-import os
 import sys
 
 from services.planner.planning import plan
@@ -14,11 +13,12 @@ from shared import process
 from shared.append import Appender
 from shared.bus import connect
 from shared.catalogue import BUILT_IN, Catalogue
-from shared.config import Config, nats_url
+from shared.config import Config
 from shared.errors import Unavailable
 from shared.events import PlanCreated, encode
 from shared.plan import Problem, read_goal
 from shared.run import Run
+from shared.settings import credentials, nats_url
 
 
 async def main(stop: asyncio.Event) -> None:
@@ -34,7 +34,7 @@ async def main(stop: asyncio.Event) -> None:
 async def _catalogue(retry_of: int | None = None) -> tuple[Catalogue, Run | list[Problem] | None]:
     """What is configured, or built in where no NATS is in reach; and the run to repeat."""
     try:
-        bus = await connect(nats_url(), "remit-preview", credentials=os.environ.get("REMIT_NATS_CREDS"))
+        bus = await connect(nats_url(), "remit-preview", credentials=credentials())
         try:
             config = await Config(bus).start()
             await config.stop()

@@ -14,8 +14,8 @@ from services.registry.rebuild import rebuild
 from services.registry.service import Registry
 from services.registry.store import Damaged, Store, put_aside
 from shared import process
-from shared.config import data_dir
 from shared.errors import RemitError
+from shared.settings import data_dir
 from shared.streams import standing
 from shared.subjects import EVENTS
 

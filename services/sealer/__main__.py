@@ -7,17 +7,17 @@ from pathlib import Path
 from services.sealer.service import Sealer
 from shared import process
 from shared.append import Appender
-from shared.config import data_dir, setting
+from shared.errors import Malformed
 from shared.proof.keys import read_public
+from shared.settings import Count, Seconds, data_dir, setting
 
 
 async def main(stop: asyncio.Event) -> None:
     bus = await process.connected("sealer")
-    every_s, every_events = setting("SEAL_EVERY_S", float, 60.0), setting("SEAL_EVERY_EVENTS", int, 10_000)
+    every_s, every_events = setting("SEAL_EVERY_S", Seconds, 60.0), setting("SEAL_EVERY_EVENTS", Count, 10_000)
     appender = await Appender(bus).start()
     archive = os.environ.get("REMIT_ARCHIVE")
-    trusts = os.environ.get("REMIT_SEALER_TRUSTS", "")
-    trusted = [read_public(Path(trusts).read_text() if Path(trusts).is_file() else trusts)] if trusts else []
+    trusted = _trusted(os.environ.get("REMIT_SEALER_TRUSTS", ""))
     sealer = Sealer(
         bus, appender, data_dir(), every_s=every_s, every_events=every_events, archive=archive, trusted=trusted
     )
@@ -26,6 +26,16 @@ async def main(stop: asyncio.Event) -> None:
         await sealer.stop()
     appender.stop()
     await bus.close()
+
+
+def _trusted(key: str) -> list[bytes]:
+    """The key of an earlier sealer that this one goes on from: a PEM file, or 64 hex digits."""
+    if not key:
+        return []
+    try:
+        return [read_public(Path(key).read_text() if Path(key).is_file() else key)]
+    except (OSError, UnicodeDecodeError, Malformed) as error:
+        raise Malformed(f"REMIT_SEALER_TRUSTS={key[:80]!r}: {error}", field="REMIT_SEALER_TRUSTS") from error
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ import msgspec
 
 from shared.append import Appender
 from shared.bus import Bus, connect
-from shared.config import nats_url
 from shared.errors import AlreadySaid, Unavailable
 from shared.pull import Delivery, Puller
+from shared.settings import nats_url
 from tests.chaos.load import LEASE_S
 from tests.chaos.mix import SLOW_TASK, TOKENS_TASK
 
