@@ -10,13 +10,11 @@ from cli.speak import common, data, ends_well, table, talk, with_bus
 from shared.bus import Bus
 from shared.catalogue import ANY_TASK, BUILT_IN, Catalogue
 from shared.clock import rfc3339
-from shared.config import Config
+from shared.config import Config, newest_version
 from shared.errors import AlreadySaid, Malformed, NotFound
 from shared.plan import BUDGET_LIMITS, Directive, Problem, directive_problems, malformed
 from shared.schedule import Schedule
 from shared.subjects import CONFIG_BUCKET, directive_key, schedule_key, token
-
-HISTORY_MAX = 64
 
 
 def check(directive: Directive, catalogue: Catalogue) -> Directive:
@@ -122,7 +120,8 @@ def directives_set(output: str, name: str, path: Path | None, if_version: int | 
         if if_version is not None and if_version != before.version:
             raise AlreadySaid(f"directive {name} is at version {before.version}, not {if_version}: look at it again")
         after = _read(path.read_bytes()) if path else _changed(before, given)
-        after = check(msgspec.structs.replace(after, name=name, version=before.version + 1), catalogue)
+        newest = before.version or await newest_version(bus, directive_key(name))  # it may have been removed
+        after = check(msgspec.structs.replace(after, name=name, version=newest + 1), catalogue)
         await bus.kv_put(
             CONFIG_BUCKET, directive_key(name), msgspec.json.encode(after), revision=stored[1] if stored else 0
         )
@@ -221,11 +220,9 @@ def directives_history(output: str, name: str) -> None:
     token(name, "name")
 
     async def read(bus: Bus) -> list[dict[str, Any]]:
-        subject = f"$KV.{CONFIG_BUCKET}.{directive_key(name)}"
-        messages = await bus.direct(f"KV_{CONFIG_BUCKET}", {"next_by_subj": subject, "seq": 1, "batch": HISTORY_MAX})
         return [
             {"at": rfc3339(at_ns), "revision": seq, "directive": msgspec.json.decode(body) if body else None}
-            for _, seq, at_ns, body in messages
+            for seq, at_ns, body in await bus.kv_history(CONFIG_BUCKET, directive_key(name))
         ]
 
     rows = with_bus(read)

@@ -15,7 +15,7 @@ from cli.speak import common, data, ends_well, line, table, talk, with_bus
 from shared.append import Appender
 from shared.bus import Bus
 from shared.clock import NS_PER_S, now, now_ns, parse_ns, rfc3339
-from shared.config import Config
+from shared.config import Config, newest_version
 from shared.errors import AlreadySaid, Malformed, NotFound, Unavailable
 from shared.events import GoalRejected, ScheduleTicked
 from shared.plan import malformed
@@ -127,6 +127,7 @@ def schedules_add(
         try:
             before, revision = await read_one(bus, name)
         except NotFound:
+            made = msgspec.structs.replace(made, version=await newest_version(bus, schedule_key(name)) + 1)
             await bus.kv_put(CONFIG_BUCKET, schedule_key(name), msgspec.json.encode(made), revision=0)
             return made
         if not replace:

@@ -127,7 +127,7 @@ async def _up(where: Path, nats: str | None, nats_port: int, http_port: int, hos
             port = await http_port_of(where)
             click.echo(f"HTTP http://127.0.0.1:{port}")
             talk(f"host {host}, data and logs under {where}")
-            talk('ready; try: remit submit "check logs and GPU" --wait   (Ctrl-C ends it all)')
+            talk('ready; try: ./remit submit "check logs and GPU" --wait   (Ctrl-C ends it all)')
         await asked
         with suppress(OSError):  # the terminal may be what has gone
             talk("draining")

@@ -28,6 +28,7 @@ log = logging.getLogger("remit.bus")
 SERVER_VERSION_LEAST = (2, 12)  # older ones silently ignore multi-filter consumers and schedule headers
 CONNECT_TIMEOUT_S = 5.0
 PORT = 4222
+HISTORY_MAX = 64  # changes of a key that NATS keeps at most
 SCHEMES = ("nats", "tls", "ws", "wss")
 REQUEST_TIMEOUT_S = 5.0
 OBJECT_TIMEOUT_S = 120.0  # a missing body hangs for ever otherwise
@@ -279,6 +280,11 @@ class Bus:
         found = await self.last_on(f"KV_{bucket}", f"$KV.{bucket}.{key}")
         # What tells a deletion is an empty message: a value of Remit is never empty.
         return (found[1], found[0]) if found and found[1] else None
+
+    async def kv_history(self, bucket: str, key: str) -> list[tuple[int, int, bytes]]:
+        """Revision, stamp (nanoseconds) and value of each change of `key` that is kept, oldest first; b"": removed."""
+        query = {"next_by_subj": f"$KV.{bucket}.{key}", "seq": 1, "batch": HISTORY_MAX}
+        return [(seq, at_ns, data) for _, seq, at_ns, data in await self.direct(f"KV_{bucket}", query)]
 
     async def kv_put(self, bucket: str, key: str, value: bytes, *, revision: int | None = None) -> int:
         """Store `value`, the new revision comes back; with `revision`, only over that one (0: only if absent)."""

@@ -5,6 +5,7 @@ An entry that cannot be read is left out and told; it never takes the service wi
 """
 
 import asyncio
+import contextlib
 import logging
 from typing import TypeVar
 
@@ -85,6 +86,22 @@ class Config:
         if self._catalogue is None:
             self._catalogue = catalogue(self._values)
         return self._catalogue
+
+
+class _Versioned(msgspec.Struct):
+    version: int = 0
+
+
+async def newest_version(bus: Bus, key: str) -> int:
+    """The highest version that was ever stored under `key`, as far as that is kept: who comes back goes on counting.
+
+    Else two that differ would bear the same name and version, and a run names what it ran under by these.
+    """
+    found = 0
+    for _, _, data in await bus.kv_history(CONFIG_BUCKET, key):
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            found = max(found, msgspec.json.decode(data, type=_Versioned).version)
+    return found
 
 
 def entries(values: dict[str, bytes], prefix: str, struct: type[T]) -> dict[str, T]:

@@ -38,6 +38,9 @@ def test_a_directive_governs_what_a_goal_may_do(remit: Stack, client: Bus) -> No
     assert history == [1, 2, None]
     gone = remit.remit("submit", "--task", "noop", "--directive", "narrow", "--wait")
     assert gone.returncode == 3 and "no directive 'narrow'" in gone.stderr
+    again = ran(remit, "set", "narrow", "--task", "fail", "--if-version", "0")
+    assert again["version"] == 3, "two that differ bear no version alike"
+    assert ran(remit, "set", "narrow", "--max-concurrent-runs", "2")["version"] == 4
 
 
 def test_a_change_over_a_version_that_is_gone_is_refused(remit: Stack) -> None:

@@ -97,6 +97,9 @@ def test_a_nightly_goal_from_its_making_to_its_history(remit: Stack) -> None:
     assert (resumed["paused"], resumed["version"], resumed["resumed"] > made["since"]) == (False, 4, True)
     assert cli(remit, "rm", "nightly") == {"removed": "nightly"}
     assert cli(remit, "ls") == []
+    again = cli(remit, "add", "nightly", "--cron", "0 2 * * *", "--task", "noop")
+    assert again["version"] == 5, "ticks name the version that they were of"
+    assert cli(remit, "rm", "nightly") == {"removed": "nightly"}
 
 
 def test_what_the_command_prints_for_people(remit: Stack) -> None:
