@@ -5,6 +5,7 @@ import asyncio
 import gc
 import shutil
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,15 @@ def _parse_undisturbed(*args: Any, **options: Any) -> ast.AST:
 
 
 ast.parse = _parse_undisturbed  # hypothesis and inspect parse, too
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """What hypothesis knows of Unicode, which it keeps in a file, is made once and not by each test process."""
+    if session.config.getoption("numprocesses", None) and not hasattr(session.config, "workerinput"):
+        made = subprocess.Popen(
+            [sys.executable, "-c", "from hypothesis import strategies; strategies.text().validate()"]
+        )
+        session.config.add_cleanup(made.wait)
 
 
 @pytest.hookimpl(wrapper=True)

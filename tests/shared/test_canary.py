@@ -159,7 +159,7 @@ def test_a_value_in_a_table_is_found(tmp_path: Path, form: str) -> None:
         base.execute("create table t (n int, text varchar, bytes blob, list varchar[], map map(varchar, int), s json)")
         base.execute(
             "insert into t select n, 'a' || n || $text, encode('b' || $bytes || n), [$list], map {$map: n},"
-            " '{\"a\": \"' || $struct || '\"}' from range(5000) as r(n)",
+            " '{\"a\": \"' || $struct || '\"}' from range(1500) as r(n)",
             words,
         )
     found = flock.finds_in_tables(tmp_path / "a.duckdb")
