@@ -14,6 +14,7 @@ from shared.audit.findings import RULES, Announced, Audited, Finding
 from shared.audit.of_stream import Audit
 from shared.bus import Bus
 from shared.errors import NotFound, RemitError, Unavailable
+from shared.process import collect_seldom
 from shared.status import EXIT_FAILED
 from shared.subjects import ARTIFACTS_BUCKET, artifact
 
@@ -51,6 +52,7 @@ def audit(
         found = heard(bundle_of(bundle).messages)
         no_artifacts = True
     else:
+        collect_seldom()
         found = with_bus(lambda bus: _audited(bus, run, archive, check_artifacts=not no_artifacts))
     if output == "json":
         data(found.told())

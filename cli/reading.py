@@ -16,7 +16,7 @@ from shared.story import read_messages
 from shared.streams import first_seq, standing
 from shared.subjects import EVENTS, GOALS
 
-BATCH = 4096
+BATCH = 16_384  # with fewer the server is waited for
 
 Message = tuple[str, int, int, bytes]  # subject, sequence, stamp in nanoseconds, data
 

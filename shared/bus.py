@@ -178,6 +178,11 @@ class Bus:
         return bool(self._client.is_closed)
 
     @property
+    def max_payload(self) -> int:
+        """Bytes of the largest message that the server takes."""
+        return int(self._client.max_payload)
+
+    @property
     def server(self) -> str:
         """Address and version of the server that this connection is with; never with its user and password."""
         address = self._client.connected_url.netloc.rpartition("@")[2]

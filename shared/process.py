@@ -136,14 +136,18 @@ def _end(stop: asyncio.Event) -> None:
         _waiting.cancel()
 
 
-def prepare(service: str) -> None:
-    """Before a process reads streams: where its log goes, and how seldom it looks for garbage."""
-    log_to_stderr(service)
-    # Messages are many and short-lived, and hold no cycles: what lives on is not searched for garbage all the time.
+def collect_seldom() -> None:
+    """For who reads streams: messages are many, short-lived and without cycles; what lives on is left in peace."""
     gc.collect()
     gc.freeze()
     atexit.register(gc.unfreeze)  # at the end it is looked for: extensions complain of what is never given back
     gc.set_threshold(50_000, 20, 50)
+
+
+def prepare(service: str) -> None:
+    """Before a process reads streams: where its log goes, and how seldom it looks for garbage."""
+    log_to_stderr(service)
+    collect_seldom()
 
 
 def run(service: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:

@@ -30,6 +30,8 @@ EXPIRES_S = 5
 HEARTBEAT_S = 1
 SILENCE_S = 2.5
 NS = 1_000_000_000
+# Of one request, and two are open at most. The server ends a connection that 64 MB wait for, and all over it.
+BYTES = 16_000_000
 CONSUMER_GONE_S = 300  # how long the server keeps a reader's consumer that nobody pulls
 RETRY_S = 0.25
 AGAIN_S = 2.0  # a stream without a leader does not answer, nor does a consumer that was put on a node that has died
@@ -128,7 +130,12 @@ class _Pulls:
         self._open[reply] = self._batch
         self._count()
         self._quiet = 0
-        body = {"batch": self._batch, "expires": EXPIRES_S * NS, "idle_heartbeat": HEARTBEAT_S * NS}
+        body = {
+            "batch": self._batch,
+            "max_bytes": max(BYTES, 2 * self._bus.max_payload),  # what is larger than this would never come
+            "expires": EXPIRES_S * NS,
+            "idle_heartbeat": HEARTBEAT_S * NS,
+        }
         try:
             await self._bus.publish(self._subject, msgspec.json.encode(body), reply)
         except Unavailable:
@@ -191,6 +198,9 @@ class _Pulls:
         self._count()
         if status == "409" and "deleted" in text.lower():
             self.gone.set()
+        elif status == "409" and "maxbytes" in text.lower():
+            if self._wants_more():
+                await self._ask()  # it has brought what it may
         elif status in ("503", "409", "404"):
             # No responders while the server starts or the consumer is unknown: not in a tight loop.
             self._again = True

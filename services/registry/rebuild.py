@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from services.registry.fold import Fold
+from services.registry.fold import Batch, Fold
 from services.registry.store import ROW_GROUP_ROWS, Store
 from shared.archive.store import Archive, stretches
 from shared.bus import Bus
@@ -14,6 +14,7 @@ from shared.subjects import EVENTS
 
 BATCH_EVENTS = 2 * ROW_GROUP_ROWS  # whole row groups go to the file at once, and not through the log first
 ARCHIVED_ROWS = 2_048  # folded at a stretch: whoever asks something meanwhile waits that long
+READ_EVENTS = 16_384  # with fewer the server is waited for
 SILENCE_S = 30.0
 WAY_OUT = "start the registry with --archive TO (or REMIT_ARCHIVE), the archive that has them"
 
@@ -44,23 +45,52 @@ async def from_archive(
         await write()
 
 
+class _Writing:
+    """Batches go to the file one at a time, each while the next one is folded: a write waits for the disk, too."""
+
+    def __init__(self, store: Store, tell: Tell, until: int) -> None:
+        self._store = store
+        self._tell = tell
+        self._until = until
+        self._last: asyncio.Task[None] | None = None
+
+    async def begin(self, batch: Batch) -> None:
+        await self.done()
+        self._last = asyncio.create_task(self._write(batch))
+
+    async def done(self) -> None:
+        """Wait until what was begun is in the file, or raise why it is not."""
+        last, self._last = self._last, None
+        if last is not None:
+            await last
+
+    async def _write(self, batch: Batch) -> None:
+        await asyncio.to_thread(self._store.write, batch)
+        await self._tell(position=batch.position, of=self._until)
+
+
 async def rebuild(bus: Bus, store: Store, fold: Fold, until: int, tell: Tell, archive: str | None = None) -> int:
     """Fold the events behind `fold.position` up to `until` into `store`; the position reached comes back.
 
     What the stream does not have any more comes from the archive at this place.
     """
-    if fold.position >= until:
-        return fold.position
-    done = asyncio.Event()
+    writing = _Writing(store, tell, until)
 
     async def write() -> None:
-        await asyncio.to_thread(store.write, fold.take())
-        await tell(position=fold.position, of=until)
+        await writing.begin(fold.take())
 
-    await from_archive(bus, fold, archive, write, until)
-    if fold.position >= until:
-        return fold.position
+    try:
+        if fold.position < until:
+            await from_archive(bus, fold, archive, write, until)
+        if fold.position < until:
+            await _from_stream(bus, fold, write, until)
+    finally:
+        await writing.done()
+    return fold.position
 
+
+async def _from_stream(bus: Bus, fold: Fold, write: Callable[[], Awaitable[None]], until: int) -> None:
+    done = asyncio.Event()
     full = fold.position + BATCH_EVENTS  # the event with which the batch is written
 
     def on_event(subject: str, seq: int, at_ns: int, data: bytes) -> Awaitable[None] | None:
@@ -75,7 +105,7 @@ async def rebuild(bus: Bus, store: Store, fold: Fold, until: int, tell: Tell, ar
         done.set()
         return None
 
-    reader = await Reader(bus, EVENTS, on_event, start_seq=fold.position + 1, batch=8192, whole=True).start()
+    reader = await Reader(bus, EVENTS, on_event, start_seq=fold.position + 1, batch=READ_EVENTS, whole=True).start()
     try:
         before = fold.position
         while not await reader.until(done, SILENCE_S):
@@ -86,4 +116,3 @@ async def rebuild(bus: Bus, store: Store, fold: Fold, until: int, tell: Tell, ar
         await reader.stop()
     if len(fold):
         await write()
-    return fold.position

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import time
 from collections import deque
 
 import pytest
@@ -50,6 +51,27 @@ async def test_a_message_in_hand_is_folded_to_its_end_over_a_kill_of_the_server(
     await until(lambda: len(ended) >= 7)
     assert begun == ended == [1, 2, 3, 4, 5, 6, 7]
     await reader.stop()
+
+
+async def test_many_large_messages_do_not_cost_the_connection(bus: Bus) -> None:
+    """The server ends a connection that 64 MB wait for, and a slow reader of a thousand messages would have it wait."""
+    heard: list[int] = []
+
+    def on_message(_subject: str, seq: int, _at_ns: int, data: bytes) -> None:
+        time.sleep(0.005)
+        heard.append(seq)
+
+    fact = b'{"reason": "%b"}' % (b"x" * 900_000)
+    appender = await Appender(bus, window=16).start()
+    for number in range(160):
+        await appender.say(f"audit.test.{number}", fact)
+    await appender.drain()
+    reader = await Reader(bus, EVENTS, on_message, whole=True).start()
+    await until(lambda: len(heard) == 160)
+    assert heard == list(range(1, 161))
+    assert bus._client.stats["reconnects"] == 0
+    await reader.stop()
+    appender.stop()
 
 
 async def test_a_handler_that_takes_its_time_is_no_silence(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
