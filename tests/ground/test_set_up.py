@@ -30,6 +30,7 @@ case "$*" in
     "-m cli "*) echo "ran: $*"; echo "cwd: $PWD" ;;
 esac
 """
+SLOW_PYTHON = NEW_PYTHON.replace("case", "case $* in *enable-optimizations*) exit 1 ;; esac\ncase", 1)
 OLD_PYTHON = """#!/bin/sh
 case "$*" in --version) echo Python 3.9.2 ;; *) exit 1 ;; esac
 """
@@ -120,6 +121,17 @@ def test_a_newer_python_beside_an_old_one_is_found(checkout: Checkout) -> None:
     code, out, _ = checkout.call("plan", "check  logs")
     assert code == 0
     assert "ran: -m cli plan check  logs" in out
+
+
+def test_a_python_that_was_built_slow_is_passed_over_for_another(checkout: Checkout) -> None:
+    checkout.program("python3", SLOW_PYTHON.replace("ran:", "slow:"))
+    checkout.program("python3.12", NEW_PYTHON)
+    assert "ran: -m cli runs" in checkout.call("runs")[1]
+
+
+def test_a_slow_python_of_ones_own_choice_is_taken(ready: Checkout) -> None:
+    ready.program("mine", SLOW_PYTHON.replace("ran:", "slow:"))
+    assert "slow: -m cli runs" in ready.call("runs", REMIT_PYTHON=str(ready.bin / "mine"))[1]
 
 
 def test_a_remit_python_that_is_no_good_is_not_passed_over(ready: Checkout) -> None:
