@@ -171,8 +171,6 @@ class Keeper:
     def _why_ended(self, service: str, code: int) -> str:
         """The error that a service has ended itself with, if it was one that somebody can act on."""
         for line in reversed(self._said(service) if code > 0 else []):
-            if line.startswith("remit: "):  # a setting that cannot be read
-                return line.removeprefix("remit: ")
             with suppress(msgspec.DecodeError):
                 told = msgspec.json.decode(line, type=_Told)
                 if told.level == "error":
