@@ -49,7 +49,7 @@ async def test_what_cannot_be_read_is_kept_and_counted_over_a_kill(remit: Stack,
 
 
 async def test_questions_are_answered_while_a_backlog_is_folded(remit: Stack, bus: Bus, appender: Appender) -> None:
-    """20,000 events wait; who asks meanwhile hears soon where the tables stand, and not when they are full."""
+    """20,000 events wait; who asks meanwhile hears within a second where the tables stand, not when they are full."""
     await say_runs(appender, 2_000)
     remit.start("registry")
     positions = [(await ask(bus, "status", timeout_s=1)).position]
@@ -59,7 +59,7 @@ async def test_questions_are_answered_while_a_backlog_is_folded(remit: Stack, bu
         asked_s.append(time.monotonic())
     assert positions == sorted(positions)
     longest_s = max(later - earlier for earlier, later in itertools.pairwise(asked_s))
-    assert longest_s < (asked_s[-1] - asked_s[0]) / 2  # a busy machine makes both longer
+    assert longest_s < max(1.0, (asked_s[-1] - asked_s[0]) / 2)  # a busy machine makes both longer
 
 
 SLOW = (
