@@ -14,12 +14,11 @@ import click
 
 from cli.keeper import SERVICES, Keeper, module, until_ready
 from cli.speak import archive_option, ends_well, nats_option, talk
-from shared.bus import bare, connect
+from shared.bus import PORT, bare, connect
 from shared.errors import RemitError
 from shared.settings import HTTP_DEFAULT, data_dir, host_name
 from shared.streams import REPLICAS, ensure
 
-NATS_PORT = 4222
 REPLICAS_HELP = (
     "On how many servers of a NATS cluster each stream is kept: with 3, one may die, with 5 two. It needs a cluster of "
     "at least so many. Streams that exist with fewer get more, never fewer."
@@ -42,7 +41,7 @@ def held(directory: Path) -> Iterator[None]:
 @click.command()
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where everything is kept (default: XDG state).")
 @click.option("--nats", metavar="URL[,URL]", help="Use the NATS at this URL, or the cluster at these.")
-@click.option("--nats-port", default=NATS_PORT, type=click.IntRange(0, 65535), help="0: any free one.")
+@click.option("--nats-port", default=PORT, type=click.IntRange(0, 65535), help="0: any free one.")
 @click.option("--http-port", default=HTTP_PORT, type=click.IntRange(0, 65535), help="0: any free one.")
 @click.option("--host", help="This host's name in Remit (default: the machine's).")
 @click.option(
