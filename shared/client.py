@@ -67,6 +67,7 @@ Take = Callable[[Waiting], Awaitable[object] | None]
 CREATE_ONLY = {"Nats-Expected-Last-Subject-Sequence": "0"}
 # What the server keeps with each create-only append and hands out again; nobody needs to read it, or to write it anew.
 _EXPECTED_HEADER = b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: 0\r\n\r\n"
+_EXPECTED_SIZE = str(len(_EXPECTED_HEADER))
 _CRLF = b"\r\n"
 
 
@@ -117,6 +118,29 @@ def _block_size(headers: Mapping[str, str]) -> int:
     """How many bytes these headers are on the wire."""
     lines = sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
     return len(b"NATS/1.0\r\n") + lines + len(_CRLF)
+
+
+def _as_six(words: list[str]) -> list[str]:
+    """The words of a message's line, and those that it may leave out: a reply subject, the size of its headers."""
+    op, *rest = words
+    if op == "MSG":
+        rest.insert(-1, "0")
+    if len(rest) == 4:
+        rest.insert(2, "")
+    if len(rest) != 5:
+        raise _malformed()
+    return [op, *rest]
+
+
+def _number(sid: str) -> int:
+    if not (sid.isascii() and sid.isdigit()):
+        raise _malformed()
+    return int(sid)
+
+
+def _malformed() -> Exception:
+    error: Exception = nats.errors.ProtocolError("nats: malformed message line")
+    return error
 
 
 def one_by_one(handler: Handler) -> Take:
@@ -215,18 +239,20 @@ class _Parser(nats.protocol.parser.Parser):  # type: ignore[misc]
         client, resets = self._client, self._resets
         listeners = client.listeners
         heard: Listener | None = None  # whose the last message was: it has not been handled yet
-        at, end, needed = 0, len(data), 0
+        find, at, end, needed = data.find, 0, len(data), 0
         try:
-            while at < end:
-                line_end = data.find(_CRLF, at)
-                if line_end < 0:
-                    needed = end - at + 1
-                    break
+            while (line_end := find(_CRLF, at)) >= 0:
                 # By the space alone: a subject may hold any other white space, and the client's own pattern ends at it.
                 line = data[at:line_end]
-                words = (line.decode() if line.isascii() else line.decode(errors="replace")).split(" ")
-                op = words[0]
-                if op != "HMSG" and op != "MSG":
+                try:
+                    words = line.decode().split(" ")
+                except UnicodeDecodeError:
+                    words = line.decode(errors="replace").split(" ")
+                if len(words) == 6 and words[0] == "HMSG":  # nearly all that a stream is read with
+                    pass
+                elif words[0] == "HMSG" or words[0] == "MSG":
+                    words = _as_six(words)
+                else:
                     if heard is not None:
                         heard.hear()
                         heard = None
@@ -237,40 +263,34 @@ class _Parser(nats.protocol.parser.Parser):  # type: ignore[misc]
                         raise nats.errors.ProtocolError("nats: unknown protocol")
                     at = line_end + 2
                     continue
+                _, subject, sid, reply, header_size, size = words
                 head = line_end + 2
                 try:
-                    reply, size, header_size, of_header = words[3], int(words[-1]), 0, 0
-                    if op == "HMSG":
-                        header_size, of_header = int(words[-2]), 1
-                    if len(words) == 4 + of_header:
-                        reply = ""
-                    if not (4 <= len(words) - of_header <= 5 and 0 <= header_size <= size):
-                        raise ValueError
-                    listener = listeners.get(words[2])
-                    sid = int(words[2]) if listener is None else 0
-                except (ValueError, IndexError):
-                    raise nats.errors.ProtocolError("nats: malformed message line") from None
-                tail = head + size
+                    begin, tail = head + int(header_size), head + int(size)
+                except ValueError:
+                    raise _malformed() from None
+                if begin < head or tail < begin:
+                    raise _malformed()
                 if tail + 2 > end:
                     needed = tail + 2 - at
                     break
+                listener = listeners.get(sid)
                 if listener is not heard:
                     if heard is not None:
                         heard.hear()
                     heard = listener
-                begin = head + header_size
-                if listener is not None:
-                    headers = None
-                    if header_size:
-                        header = data[head:begin]
-                        headers = _EXPECTED if header == _EXPECTED_HEADER else Headers(header)
-                    listener.waiting.append((words[1], data[begin:tail], reply, headers))
-                else:
+                if listener is None:
+                    # Of a subscription of the client's own: its inbox for answers, or a service's.
                     raw = line.split(b" ")
                     to = raw[3] if reply else b""
-                    await client._process_msg(sid, raw[1], to, data[begin:tail], data[head:begin])
+                    await client._process_msg(_number(sid), raw[1], to, data[begin:tail], data[head:begin])
                     if self._resets != resets:
                         return
+                elif header_size == _EXPECTED_SIZE and data.startswith(_EXPECTED_HEADER, head):
+                    listener.waiting.append((subject, data[begin:tail], reply, _EXPECTED))
+                else:
+                    headers = Headers(data[head:begin]) if begin > head else None
+                    listener.waiting.append((subject, data[begin:tail], reply, headers))
                 at = tail + 2
         finally:
             if heard is not None:
@@ -278,7 +298,7 @@ class _Parser(nats.protocol.parser.Parser):  # type: ignore[misc]
         if at < end:
             self._parts = [data[at:]]
             self._came = end - at
-            self._needed = needed
+            self._needed = needed or self._came + 1
 
 
 class Client(nats.aio.client.Client):  # type: ignore[misc]

@@ -309,7 +309,7 @@ class Reader:
         self._acks = ""  # how the reply subjects of its messages begin, but where they name a domain
         self._keeper: asyncio.Task[None] | None = None
         self._forget: Callable[[], None] | None = None
-        self._consumer_seq = 0
+        self._ahead = 0  # how much higher a message's sequence is than its number among those of the consumer
         self._patience_s = REQUEST_TIMEOUT_S
         self._created = ""
         self._short = 0  # times in a row that the stream was said to end before our position
@@ -353,7 +353,7 @@ class Reader:
         await self._bus.api(f"CONSUMER.CREATE.{self._stream}.{config['name']}", body, timeout_s=self._patience_s)
         self._consumer = config["name"]
         self._acks = f"$JS.ACK.{self._stream}.{self._consumer}"
-        self._consumer_seq = 0
+        self._ahead = self.position
         self._pulls = _Pulls(self._bus, self._stream, self._consumer, self._batch, self._take)
         await self._pulls.start()
 
@@ -387,32 +387,33 @@ class Reader:
         return config
 
     def _take(self, waiting: Waiting) -> Awaitable[None] | None:
+        acks, handler, failed = self._acks, self._handler, self._failure.done
         while waiting:
             subject, data, reply, headers = message = waiting.popleft()
             said = reply.rsplit(".", 5)
-            if said[0] != self._acks:
+            if said[0] != acks:
                 if _is_word(message):
                     waiting.appendleft(message)
                     return None
                 said = stamps(reply)[-6:]
                 if len(said) < 6 or said[0] != self._consumer:
                     continue  # a late message of the consumer before, or a stranger's
-            if self._failure.done():
+            if failed():
                 continue  # nothing must be folded over a hole
             seq = int(said[2])
             if seq != self.position + 1:
                 # The consumer numbers what it delivers without gaps, whatever its filter: a gap is a lost message.
-                if int(said[3]) != self._consumer_seq + 1:
+                if int(said[3]) != self.position - self._ahead + 1:
                     if self._pulls:
                         self._pulls.gone.set()
                     continue
                 if self._whole:
                     self._fail(Gone(self._stream, self.position + 1, seq - 1))
                     continue
-            self._consumer_seq += 1
+                self._ahead = seq - int(said[3])
             self.position, self.headers = seq, headers
             try:
-                done = self._handler(subject, seq, int(said[4]), data)
+                done = handler(subject, seq, int(said[4]), data)
             except Exception as error:
                 self._fail(error)
                 raise
