@@ -403,26 +403,31 @@ class _Meant(msgspec.Struct, frozen=True, gc=False):
 def read(subject: str, seq: int, at_ns: int, data: bytes) -> Event:
     """The event in a stored message. Never raises: what cannot be read comes back with an `Unreadable` body."""
     parts = subject.split(".", 3)
-    if len(parts) < 3 or (parts[0] == "goal" and parts[1] == "submitted"):
+    if len(parts) == 4:
+        noun, verb, number, rest = parts
+    elif len(parts) == 3:
+        (noun, verb, number), rest = parts, None
+    else:
         return _without_run(subject, seq, at_ns, data)
-    run = _number(parts[2], RUN_DIGITS_MAX)
-    read_subject = _meant if len(subject) <= SUBJECT_CACHED_CHARS_MAX else _newly_meant
-    meant = read_subject(parts[0], parts[1], parts[3] if len(parts) == 4 else None)
+    if noun == "goal" and verb == "submitted":
+        return _without_run(subject, seq, at_ns, data)
+    run = _number(number, RUN_DIGITS_MAX)
+    meant = _meant(noun, verb, rest) if len(subject) <= SUBJECT_CACHED_CHARS_MAX else _newly_meant(noun, verb, rest)
     if run == 0 or meant is None:
-        return _of_no_run(subject.split("."), Event(seq, at_ns, f"{parts[0]}.{parts[1]}", run, None), data)
+        return _of_no_run(subject.split("."), Event(seq, at_ns, f"{noun}.{verb}", run, None), data)
     if run >= seq:
         return Event(seq, at_ns, meant.kind, run, Unreadable(_WRONG_TOKENS))
-    event = Event(seq, at_ns, meant.kind, run, None, meant.step, meant.attempt, meant.tail)
-    if meant.decode is None:
-        event.body = Unreadable(meant.problem)
+    decode, body = meant.decode, None
+    if decode is None:
+        body = Unreadable(meant.problem)
     else:
         try:
             if not data.isascii():
                 data.decode()  # msgspec passes over broken text in fields that it skips, and not every store would
-            event.body = meant.decode(data)
+            body = decode(data)
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
-            event.body = Unreadable(str(error)[:300])
-    return event
+            body = Unreadable(str(error)[:300])
+    return Event(seq, at_ns, meant.kind, run, body, meant.step, meant.attempt, meant.tail)
 
 
 def _newly_meant(noun: str, verb: str, rest: str | None) -> _Meant | None:

@@ -78,26 +78,26 @@ def moved(tally: Tally, plan: Plan, name: str, before: StepState, after: StepSta
     """The tally after the step has come from one state into another."""
     place = plan.place_of[name]
     bit = 1 << place
+    tried = tally.tried | bit if after.attempt else tally.tried
+    reserved = tally.reserved
+    if after.grant or before.grant:
+        reserved += _reserved(after) - _reserved(before)
+    status = after.status
+    if status == "running":
+        return Tally(tally.open, tally.running | bit, tried, tally.due & ~bit, tally.ending, reserved)
     opened, running, due, ending = tally.open, tally.running, tally.due, tally.ending
-    if after.status == "running":
-        running |= bit
-        due &= ~bit
-    elif after.status in STEP_ENDS:
+    if status in STEP_ENDS:
         opened &= ~bit
         running &= ~bit
         due &= ~bit
         if _is_ending(plan, place, after):
             ending |= bit
         for other in plan.needed_by[place]:
-            if (opened & ~running) >> other & 1 and (after.status == "skipped" or not plan.needs_of[other] & opened):
+            if (opened & ~running) >> other & 1 and (status == "skipped" or not plan.needs_of[other] & opened):
                 due |= 1 << other
     elif before.status == "running":
         running &= ~bit  # it is tried again
         due |= bit
-    tried = tally.tried | bit if after.attempt else tally.tried
-    reserved = tally.reserved
-    if after.grant or before.grant:
-        reserved += _reserved(after) - _reserved(before)
     return Tally(opened, running, tried, due, ending, reserved)
 
 

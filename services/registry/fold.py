@@ -5,7 +5,7 @@ ended attempts, calls, artifacts and ticks are rows that never change: each is w
 follows from. Runs that have ended are forgotten: memory grows with active runs only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from shared.events import Artifact, Event, LlmCalled, ScheduleTicked, Unreadable
 from shared.plan import read_goal
 from shared.run import Early, Run, begin, evolve, refusal
 from shared.showing import asked, waits_until_ns
+from shared.status import RUN_ENDS
 
 BODY_CHARS_MAX_UNREADABLE = 4096
 GOAL_CACHED_BYTES_MAX = 4096
@@ -142,17 +143,16 @@ class Fold:
         event = read(subject, seq, at_us * 1000, data)
         before, after, note = self._apply(event, data)
         self.position = seq
-        body, kind = event.body, event.kind
-        is_unreadable = type(body) is Unreadable
-        if not note:
-            if before is not None and after is not None and kind in _MAY_END_ATTEMPTS:
-                self._end_attempts(before, after, event)
-            if not is_unreadable:
-                self._once(event, after, at_us)
-        if is_unreadable:
-            unreadable, kept = body.reason, _cut_text(data)
+        kind = event.kind
+        if type(event.body) is Unreadable:
+            unreadable, kept, once = event.body.reason, _cut_text(data), None
         else:
-            unreadable, kept = None, data if kind != "goal.submitted" else _text(data)
+            unreadable, kept, once = None, data if kind != "goal.submitted" else _text(data), _ONCE.get(kind)
+        if not note:
+            if kind in _MAY_END_ATTEMPTS and before is not None and after is not None:
+                self._end_attempts(before, after, event)
+            if once is not None:
+                once(self, event, after, at_us)
         self._events += (
             seq, at_us, subject, kind, event.run or None, event.step or None, event.attempt or None, len(data),
             not note, note or None, unreadable, kept,
@@ -215,29 +215,15 @@ class Fold:
             if after is before:
                 return before, before, refusal(before, event)
         self._changed[after.id] = after
-        if after.ended:
+        if after.status in RUN_ENDS:
             self._runs.pop(after.id, None)
         else:
             self._runs[after.id] = after
         return before, after, ""
 
-    def _once(self, event: Event, run: Run | None, at_us: int) -> None:
-        """The rows that an accepted event leaves for ever."""
-        kind = event.kind
-        if run is None:
-            if kind == "schedule.ticked":
-                self._tick(event, at_us)
-        elif kind == "step.completed":
-            if event.body.artifacts:
-                self._kept(event.run, event.step, event.body.artifacts)
-        elif kind == "llm.called":
-            self._called(event, run, at_us)
-        elif kind == "plan.created":
-            self._planned(run, at_us)
-            for step, left in event.body.reused.items():
-                self._kept(event.run, step, left.artifacts)
-
-    def _planned(self, run: Run, at_us: int) -> None:
+    def _planned(self, event: Event, run: Run, at_us: int) -> None:
+        for step, left in event.body.reused.items():
+            self._kept(event.run, step, left.artifacts)
         plan = run.plan
         assert plan is not None  # it was accepted
         budgets = plan.budgets
@@ -287,7 +273,7 @@ class Fold:
             )  # fmt: skip
             self._ended_attempts += values
 
-    def _tick(self, event: Event, at_us: int) -> None:
+    def _tick(self, event: Event, run: None, at_us: int) -> None:
         body: ScheduleTicked = event.body
         schedule, _, tick = event.tail.partition(".")
         tick_s = int(tick)
@@ -303,6 +289,10 @@ class Fold:
             body.zone,
         )  # fmt: skip
         self._ticked += values
+
+    def _completed(self, event: Event, run: Run, at_us: int) -> None:
+        if event.body.artifacts:
+            self._kept(event.run, event.step, event.body.artifacts)
 
     def _kept(self, run: int, step: str, artifacts: list[Artifact]) -> None:
         for one in artifacts:
@@ -350,6 +340,16 @@ class Fold:
                 state.error or None, state.message or None, state.cause or None, state.reused_from or None,
                 None if state.ended_ns else _us(waits_until_ns(run, step.id, state)),
             )  # fmt: skip
+
+
+# The rows that an accepted event leaves for ever, by its kind: what is called with it, its run (a schedule's has none)
+# and its stamp.
+_ONCE: dict[str, Callable[[Fold, Event, Any, int], None]] = {
+    "plan.created": Fold._planned,
+    "step.completed": Fold._completed,
+    "llm.called": Fold._called,
+    "schedule.ticked": Fold._tick,
+}
 
 
 def _columns(names: tuple[str, ...], values: list[Any]) -> Columns:

@@ -91,15 +91,16 @@ async def rebuild(bus: Bus, store: Store, fold: Fold, until: int, tell: Tell, ar
 
 async def _from_stream(bus: Bus, fold: Fold, write: Callable[[], Awaitable[None]], until: int) -> None:
     done = asyncio.Event()
-    full = fold.position + BATCH_EVENTS  # the event with which the batch is written
+    full = min(fold.position + BATCH_EVENTS, until)  # the event with which the batch is written
 
     def on_event(subject: str, seq: int, at_ns: int, data: bytes) -> Awaitable[None] | None:
         nonlocal full
-        if seq <= until:
-            fold.add(subject, seq, at_ns, data)
-        if seq < full and seq < until:
+        if seq > until:
             return None
-        full = seq + BATCH_EVENTS
+        fold.add(subject, seq, at_ns, data)
+        if seq < full:
+            return None
+        full = min(seq + BATCH_EVENTS, until)
         if seq < until:
             return write()
         done.set()
