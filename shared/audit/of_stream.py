@@ -63,10 +63,10 @@ class Audit:
     def hear(self, subject: str, seq: int, at_ns: int, data: bytes) -> None:
         """The next message of the stream (or of the run)."""
         self._found.events += 1
-        if seq != self._last + 1 and (self._whole or seq <= self._last):
-            self._out_of_order(seq)
-        if seq > self._last:
+        if seq == self._last + 1:
             self._last = seq
+        else:
+            self._jumped(seq)
         tokens = subject.split(".")
         kind = f"{tokens[0]}.{tokens[1]}" if len(tokens) > 1 else subject
         if kind == "goal.submitted":
@@ -103,12 +103,15 @@ class Audit:
         found.last_seq = self._last
         return found
 
-    def _out_of_order(self, seq: int) -> None:
+    def _jumped(self, seq: int) -> None:
+        """The message does not follow the one before: of one run it may be later, of a whole stream it may not."""
         if seq <= self._last:
             self.find("sequence", 0, "", [self._last, seq], f"message {seq} stands behind message {self._last}")
-        else:
+            return
+        if self._whole:
             gone = f"{self._last + 1}" if seq == self._last + 2 else f"{self._last + 1} to {seq - 1}"
             self.find("sequence", 0, "", [seq], f"before message {seq} there is no {gone}")
+        self._last = seq
 
     def _begun(self, tokens: list[str], seq: int, at_ns: int, data: bytes) -> None:
         who = tokens[2] if len(tokens) == 3 and is_name(tokens[2]) else ""
