@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from cli.speak import with_bus
 from shared.bus import Bus
 from shared.errors import Unavailable
 from shared.status import EXIT_INTERRUPTED, EXIT_TERMINATED
+from tests import terminal
 from tests.stack import ROOT, Stack, stack, until
 
 PROMPT = "— Enter".encode()
@@ -66,7 +66,7 @@ def test_a_signal_ends_who_waits_for_enter(nats: Stack, number: signal.Signals, 
     """The connection is closed by then, and the loop that heard signals is gone."""
     until(lambda: nats.remit("submit", "--task", "noop").returncode == 0, "a run is there")
     until(lambda: len(nats.remit("replay", "1").stdout.splitlines()) > 1, "the run is planned")
-    terminal, theirs = pty.openpty()
+    ours, theirs = terminal.opened()
     argv = [sys.executable, "-m", "cli", "replay", "1", "--step"]
     process = subprocess.Popen(
         argv, env=nats.environment, cwd=ROOT, stdin=theirs, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
@@ -81,7 +81,7 @@ def test_a_signal_ends_who_waits_for_enter(nats: Stack, number: signal.Signals, 
     finally:
         process.kill()
         process.stderr.close()
-        os.close(terminal)
+        os.close(ours)
         os.close(theirs)
 
 

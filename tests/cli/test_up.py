@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import pty
 import re
 import signal
 import socket
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cli.keeper import SERVICES
-from tests import forking
+from tests import forking, terminal
 from tests.stack import ROOT, until
 
 ENDED_WITHIN_S = 25
@@ -211,7 +210,7 @@ def test_a_second_stack_on_the_same_data_is_refused(tmp_path: Path) -> None:
 
 def test_a_closed_terminal_lets_it_drain(tmp_path: Path) -> None:
     """The hang-up is heard like Ctrl-C, though nobody can be told any more: what runs is handed back, not cut off."""
-    terminal, theirs = pty.openpty()
+    ours, theirs = terminal.opened()
     process = subprocess.Popen(
         [sys.executable, "-m", "cli", "up", "--data-dir", str(tmp_path / "data"), "--nats-port", "0",
          "--http-port", "0"],
@@ -222,9 +221,9 @@ def test_a_closed_terminal_lets_it_drain(tmp_path: Path) -> None:
     try:
         said = b""
         while b"ready; try" not in said:
-            said += os.read(terminal, 4096)
+            said += os.read(ours, 4096)
         below = [pid for pid, _ in descendants(process.pid)]
-        os.close(terminal)
+        os.close(ours)
         assert process.wait(ENDED_WITHIN_S) == 0
         assert not [pid for pid in below if alive(pid)]
     finally:
