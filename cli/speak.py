@@ -112,6 +112,15 @@ def fail(message: str, code: int) -> NoReturn:
     raise SystemExit(code)
 
 
+def forget_unsaid() -> None:
+    """Drop what could not be said any more, as the terminal has gone: Python would fail over it at its very end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def ends_well(code: Callable[P, T]) -> Callable[P, T]:
     """Errors that a person can act on become one line and an exit code."""
 
@@ -130,8 +139,8 @@ def ends_well(code: Callable[P, T]) -> Callable[P, T]:
             fail(error.message, EXIT_FAILED)
         except KeyboardInterrupt:  # where no connection hears it
             raise SystemExit(EXIT_INTERRUPTED) from None
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `remit events 1 | head`
+        except BrokenPipeError:  # `remit events 1 | head`
+            forget_unsaid()
             raise SystemExit(0) from None
         except OSError as error:  # a disk that is full, a folder that may not be read
             where = f"{error.filename}: " if error.filename else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from cli.keeper import SERVICES, Keeper, module, until_ready
-from cli.speak import archive_option, ends_well, nats_option, talk
+from cli.speak import archive_option, ends_well, forget_unsaid, nats_option, talk
 from shared.bus import PORT, bare, connect
 from shared.errors import RemitError
 from shared.settings import HTTP_DEFAULT, data_dir, host_name
@@ -132,6 +132,7 @@ async def _up(where: Path, nats: str | None, nats_port: int, http_port: int, hos
             talk("draining")
     finally:
         await keeper.stop()
+        forget_unsaid()
     return 0
 
 
