@@ -57,6 +57,9 @@ class Lane:
 
     When all slots are taken no more is asked for: others may be idle. What was asked for before stands in line, and
     its lease is renewed there, too; it would be delivered again, here or elsewhere, and be taken for lost in the end.
+
+    A lease that ends all the same (NATS was away for longer) brings the step here again while it is in hand: that is
+    left alone, as the heartbeats and the ack of the first delivery are those of the second, too.
     """
 
     def __init__(self, worker: Works, handler: Handler, slots: int) -> None:
@@ -64,7 +67,7 @@ class Lane:
         self._handler = handler
         self._most = slots
         self._slots = asyncio.Semaphore(slots)
-        self._in_hand = 0
+        self._in_hand: set[int] = set()  # dispatches, by their sequences
         self._pullers: list[Puller] = []
 
     def add(self, puller: Puller) -> None:
@@ -73,14 +76,14 @@ class Lane:
 
     async def on_step_dispatched(self, puller: Puller, delivery: Delivery) -> None:
         event = await _read(puller, delivery)
-        if event is not None:
-            self._in_hand += 1
+        if event is not None and event.seq not in self._in_hand:
+            self._in_hand.add(event.seq)
             await self._pause()
             self._worker.begin(puller, delivery, asyncio.create_task(self._work(puller, delivery, event)))
 
     async def _pause(self) -> None:
         for puller in self._pullers:
-            await puller.pause(self._in_hand >= self._most)
+            await puller.pause(len(self._in_hand) >= self._most)
 
     async def _work(self, puller: Puller, delivery: Delivery, event: Event) -> None:
         heart = asyncio.create_task(self._worker.beat(puller, delivery, event))
@@ -100,5 +103,5 @@ class Lane:
             await self._worker.say_end(puller, delivery, event, said)
         finally:
             heart.cancel()
-            self._in_hand -= 1
+            self._in_hand.remove(event.seq)
             await self._pause()

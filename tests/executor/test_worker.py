@@ -431,6 +431,21 @@ async def test_a_step_that_waits_for_a_slot_is_neither_lost_nor_done_twice(
     assert begun == [*first, third]
 
 
+async def test_a_step_that_is_delivered_again_to_the_worker_that_has_it_is_not_begun_again(floor: Floor) -> None:
+    """As after a NATS that was away for longer than the lease: the heartbeats were lost, and the worker was not."""
+    begun: list[int] = []
+
+    async def handler(task: Task) -> Outputs:
+        begun.append(task.run)
+        await asyncio.wait([asyncio.create_task(asyncio.Event().wait())], timeout=4)
+        return {}
+
+    async with floor.working(handler):
+        await floor.lease(0.5)  # less than the first heartbeat takes, so it is delivered again, and again
+        subject, body = await floor.end(run := await floor.dispatch())
+    assert (subject, begun) == (step_completed(run, "a", 1), [run]), body
+
+
 async def test_a_step_that_ends_its_worker_again_and_again_is_worker_lost(floor: Floor) -> None:
     """Each delivery that is not acknowledged counts: after the last one the attempt fails, unperformed."""
     begun: list[int] = []
