@@ -340,8 +340,8 @@ class Bus:
                 os.replace(part, into)  # the digest is checked after the bytes are written
             except (nats.js.errors.ObjectNotFoundError, nats.js.errors.ObjectDeletedError) as error:
                 raise NotFound(f"there is no object {name}") from error
-            except nats.js.errors.Error as error:
-                raise RemitError(f"the object {name} is damaged: {error}") from error
+            except _DAMAGED as error:
+                raise RemitError(f"the object {name} is damaged: {error or type(error).__name__}") from error
             finally:
                 part.unlink(missing_ok=True)
 
@@ -394,6 +394,18 @@ class Bus:
             await self._client.close()
 
 
+# What the client raises over an object: what the store keeps beside its chunks is not checked, and may be anybody's.
+_DAMAGED = (
+    nats.js.errors.BadObjectMetaError,
+    nats.js.errors.DigestMismatchError,
+    nats.errors.BadSubjectError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+
+
 def _stored(headers: Mapping[str, str] | None) -> tuple[str, int, int] | None:
     """Subject, sequence and stamp of a stored message that came by a direct get; None for a word of the server's own.
 
@@ -437,6 +449,8 @@ def _told(what: str) -> Any:
         raise Unavailable(f"NATS is not reachable: {error}") from error
     except nats.errors.MaxPayloadError as error:
         raise RemitError(f"{what}: it is larger than the server takes") from error
+    except nats.js.errors.Error as error:
+        raise RemitError(f"{what}: NATS refused: {error or type(error).__name__}") from error
 
 
 async def connect(
