@@ -25,6 +25,7 @@ from shared.clock import NS_PER_S, now_ns
 from shared.config import Config
 from shared.errors import RemitError
 from shared.events import StepCompleted, encode, read
+from shared.plan import TaskSpec
 from shared.pull import Reader
 from shared.settings import Count, setting
 from shared.streams import PENDING_MAX, first_seq, planner_queue, standing, worker_queue
@@ -33,6 +34,7 @@ from shared.subjects import EVENTS, SNAPSHOTS_BUCKET, TIMER_AT
 log = logging.getLogger("remit.executor")
 
 QUEUES_AGAIN_S = 30
+NOT_SET = -1  # as the limit of a queue: no task has such a one
 SNAPSHOT_EVENTS = 50_000  # a new executor reads at most about so many: half a second
 
 
@@ -46,6 +48,7 @@ class Executor:
         self._timers = Timers(bus, appender)
         self._schedules = ScheduleKeeper(bus, appender, config)
         self._snapshot_events = setting("SNAPSHOT_EVENTS", Count, SNAPSHOT_EVENTS)
+        self._limits: dict[str, int | None] = {}  # of the queues that are there, as this executor has set them
         self._known_end = 0
         self.engine = Engine()
 
@@ -156,25 +159,33 @@ class Executor:
         return f"executor-{snapshot.fold_version()}"
 
     async def _keep(self) -> None:
-        """Once a second: queues for tasks that were added, timers for what has run for a while, a snapshot."""
-        limits: dict[str, int | None] = {}  # of the queues that are there, as this executor has set them
+        """Once a second: timers for what has run for a while, a snapshot, queues for tasks that were added."""
         for second in itertools.count():
             await asyncio.sleep(1)
             if not self._bus.is_connected:
                 continue
-            try:
-                again = second % QUEUES_AGAIN_S == 0  # a queue that somebody deleted leaves its work lying for ever
-                if again:
-                    await planner_queue(self._bus)
-                    await take_off_expired(self._bus)
-                for task in self._config.catalogue.tasks:
-                    if again or task.name not in limits or limits[task.name] != task.max_concurrent:
-                        # A limit that is there no more is taken off; a queue without one keeps an operator's own.
-                        lifted = PENDING_MAX if limits.get(task.name) else None
-                        await worker_queue(self._bus, task.name, at_once=task.max_concurrent or lifted)
-                        limits[task.name] = task.max_concurrent
-                if self.engine.deciding:
-                    await self._timers.keep(self.engine)
-                    await self._remember()
-            except RemitError as error:
-                log.warning("queues and timers wait for the next second: %s", error)
+            # First, and whatever becomes of the others: without its timers no run would ever be out of time.
+            if self.engine.deciding:
+                await _tried("timers", self._timers.keep(self.engine))
+                await _tried("the snapshot", self._remember())
+            again = second % QUEUES_AGAIN_S == 0  # a queue that somebody deleted leaves its work lying for ever
+            if again:
+                await _tried("the planner's queue", planner_queue(self._bus))
+                await _tried("a limit that was left standing", take_off_expired(self._bus))
+            for task in self._config.catalogue.tasks:
+                if again or self._limits.get(task.name, NOT_SET) != task.max_concurrent:
+                    await _tried(f"the queue of task {task.name}", self._keep_queue(task))
+
+    async def _keep_queue(self, task: TaskSpec) -> None:
+        # A limit that is there no more is taken off; a queue without one keeps an operator's own.
+        lifted = PENDING_MAX if self._limits.get(task.name) else None
+        await worker_queue(self._bus, task.name, at_once=task.max_concurrent or lifted)
+        self._limits[task.name] = task.max_concurrent
+
+
+async def _tried(what: str, duty: Awaitable[None]) -> None:
+    """What cannot be done now is done later, and keeps nothing else from being done."""
+    try:
+        await duty
+    except RemitError as error:
+        log.warning("%s cannot be kept just now: %s", what, error)
