@@ -17,7 +17,6 @@ from shared.errors import Unavailable
 from shared.plan import Directive, TaskSpec
 from shared.playbook import Playbook, read_playbook
 from shared.pull import Reader
-from shared.streams import last_seq
 from shared.subjects import CONFIG_BUCKET, directive_key, is_token, playbook_key
 
 log = logging.getLogger("remit.config")
@@ -58,7 +57,9 @@ class Config:
 
         Who goes on with an older view would allow what was taken back.
         """
-        wanted = await last_seq(self._bus, f"KV_{CONFIG_BUCKET}")
+        # The newest message, and not the stream's own count: where messages were purged, nobody has its number.
+        newest = await self._bus.last_on(f"KV_{CONFIG_BUCKET}", f"{self._prefix}>")
+        wanted = newest[0] if newest else 0
         async with self._moved:
             try:
                 await asyncio.wait_for(self._moved.wait_for(lambda: self.revision >= wanted), timeout_s)
