@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -31,6 +32,7 @@ log = logging.getLogger("remit.sealer")
 
 SEALS_FILE = "seals.jsonl"
 STATE_FILE = "sealer.json"
+SEAL_BYTES_MAX = 65_536  # of a line in the file: hashes, a key, a signature, a few numbers
 LOOK_S = 0.25
 _SEAL = AUDIT_SEALS.removesuffix("*")
 
@@ -175,7 +177,8 @@ class Sealer:
 
     def _write(self, seal: AuditSealed, kept: bytes) -> None:
         try:
-            with (self._folder / SEALS_FILE).open("ab") as file:
+            with (self._folder / SEALS_FILE).open("ab+") as file:
+                _drop_half_a_line(file)
                 file.write(encode(seal) + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -184,3 +187,13 @@ class Sealer:
             part.replace(self._folder / STATE_FILE)
         except OSError as error:
             raise RemitError(f"a seal cannot be written down: {error}") from error
+
+
+def _drop_half_a_line(file: BinaryIO) -> None:
+    """Cut off what a sealer has left that ended within its write: no reader could make anything of the file."""
+    end = file.seek(0, os.SEEK_END)
+    begin = max(0, end - SEAL_BYTES_MAX)
+    file.seek(begin)
+    whole = file.read().rfind(b"\n") + 1
+    if whole or not begin:  # else it is no file of seals, and not ours to cut
+        file.truncate(begin + whole)
