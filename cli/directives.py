@@ -11,7 +11,7 @@ from shared.bus import Bus
 from shared.catalogue import ANY_TASK, BUILT_IN, Catalogue
 from shared.clock import rfc3339
 from shared.config import Config, newest_version
-from shared.errors import AlreadySaid, Malformed, NotFound
+from shared.errors import UNREADABLE, AlreadySaid, Malformed, NotFound
 from shared.plan import BUDGET_LIMITS, Directive, Problem, directive_problems, malformed
 from shared.schedule import Schedule
 from shared.subjects import CONFIG_BUCKET, directive_key, schedule_key, token
@@ -138,7 +138,7 @@ def directives_set(output: str, name: str, path: Path | None, if_version: int | 
 def _read(content: bytes) -> Directive:
     try:
         return msgspec.json.decode(content, type=Directive)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise malformed(error) from error
 
 

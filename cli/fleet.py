@@ -10,7 +10,7 @@ from shared.allow import AllowEntry, check, normal
 from shared.bus import Bus
 from shared.catalogue import BUILT_IN
 from shared.config import Config
-from shared.errors import Malformed, NotFound
+from shared.errors import UNREADABLE, Malformed, NotFound
 from shared.plan import TaskSpec
 from shared.status import EXIT_USAGE
 from shared.streams import worker_queue
@@ -195,7 +195,7 @@ def _differing(before: bytes, after: TaskSpec) -> str:
     """What was otherwise before, so that it can be put back."""
     try:
         old = msgspec.to_builtins(msgspec.json.decode(before, type=TaskSpec))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return ""
     new = msgspec.to_builtins(after)
     changed = [f"{field} {msgspec.json.encode(old[field]).decode()}" for field in new if old[field] != new[field]]

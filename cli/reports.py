@@ -14,7 +14,7 @@ import msgspec
 from cli.speak import ask, data, ends_well, nats_option, plain, table, talk, with_bus
 from shared.bus import Bus
 from shared.clock import now
-from shared.errors import Malformed, RemitError
+from shared.errors import UNREADABLE, Malformed, RemitError
 from shared.ledger import LIMIT_MAX, SELECT_ROWS_MAX, TOKENS_BY, Answer, By, Question, Rates
 
 ASK_S = 15.0
@@ -197,7 +197,7 @@ async def _whole(bus: Bus, name: str, question: Question) -> tuple[Rows, Answer]
 def _rates(path: Path) -> Rates:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Rates)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise Malformed(f"{path} holds no prices: {error}", field="--rates") from error
 
 

@@ -14,7 +14,7 @@ from cli.speak import ask, common, data, ends_well, line, plain, status, table, 
 from shared.answering import name_of
 from shared.bus import Bus
 from shared.clock import rfc3339
-from shared.errors import NotFound, RemitError
+from shared.errors import UNREADABLE, NotFound, RemitError
 from shared.ledger import Question
 from shared.plan import GATE
 from shared.run_approvals import ANONYMOUS
@@ -209,7 +209,7 @@ def events(output: str, run: int) -> None:
 def _json(content: bytes) -> Any:
     try:
         return msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return content.decode(errors="replace")
 
 

@@ -16,7 +16,7 @@ from shared.append import Appender
 from shared.bus import Bus
 from shared.clock import NS_PER_S, now, now_ns, parse_ns, rfc3339
 from shared.config import Config, newest_version
-from shared.errors import AlreadySaid, Malformed, NotFound, Unavailable
+from shared.errors import UNREADABLE, AlreadySaid, Malformed, NotFound, Unavailable
 from shared.events import GoalRejected, ScheduleTicked
 from shared.plan import malformed
 from shared.schedule import CatchUp, Overlap, Schedule, check_schedule, next_tick, ticks, wall_text
@@ -64,7 +64,7 @@ async def read_one(bus: Bus, name: str) -> tuple[Schedule, int]:
         raise NotFound(f"there is no schedule {name!r}; `remit schedules ls` shows them")
     try:
         return msgspec.structs.replace(msgspec.json.decode(stored[0], type=Schedule), name=name), stored[1]
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise malformed(error) from error
 
 
@@ -223,7 +223,7 @@ def _utc(tick_s: int) -> str:
 def _ticked(content: bytes) -> ScheduleTicked | None:
     try:
         return msgspec.json.decode(content, type=ScheduleTicked)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None
 
 

@@ -21,7 +21,7 @@ import msgspec
 
 from shared.bus import ApiError, Bus
 from shared.clock import NS_PER_S, parse_ns, rfc3339
-from shared.errors import Refused, RemitError, Unavailable
+from shared.errors import UNREADABLE, Refused, RemitError, Unavailable
 from shared.subjects import EVENTS
 from shared.waiting import to_the_end
 
@@ -66,7 +66,7 @@ async def _look(bus: Bus, stream: str) -> _Found:
     if text := (info["config"].get("metadata") or {}).get(NOTE):
         try:
             note = msgspec.json.decode(text, type=Note)
-        except (msgspec.DecodeError, RecursionError):
+        except UNREADABLE:
             log.warning("the note %s of stream %s is none: %.200s; its max_age stays as it is", NOTE, stream, text)
     return _Found(info["config"], note, parse_ns(str(info["ts"])), int(info["state"]["first_seq"]))
 

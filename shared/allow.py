@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 
 import msgspec
 
-from shared.errors import Malformed
+from shared.errors import UNREADABLE, Malformed
 
 DOCKER = "docker:"
 FILE = "file:"
@@ -95,7 +95,7 @@ def decode(raw: bytes) -> AllowEntry:
     """Read an entry as it stands in KV; Malformed when it is none, so that a broken entry allows nothing."""
     try:
         entry = msgspec.json.decode(raw, type=AllowEntry)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise Malformed(f"not an allow entry: {error}", field="source") from error
     return check(entry)
 

@@ -3,7 +3,7 @@
 import msgspec
 
 from shared.bus import Bus
-from shared.errors import Malformed, RemitError, Unavailable
+from shared.errors import UNREADABLE, Malformed, RemitError, Unavailable
 from shared.ledger import Answer, Question
 from shared.subjects import registry
 
@@ -15,7 +15,7 @@ async def ask(bus: Bus, question: str, values: Question, *, timeout_s: float) ->
     raw = await bus.request(registry(question), msgspec.json.encode(values), timeout_s=timeout_s)
     try:
         answer = msgspec.json.decode(raw, type=Answer)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise Unavailable(f"the registry's answer cannot be read: {error}") from error
     if answer.error is not None:
         raise Malformed(answer.error, field=answer.field) if answer.field else RemitError(answer.error)

@@ -21,7 +21,7 @@ import msgspec
 from shared.client import CREATE_ONLY as CREATE_ONLY
 from shared.client import Client, Handler, Take, nats, one_by_one
 from shared.clock import parse_ns
-from shared.errors import AlreadySaid, Malformed, NotFound, RemitError, Unavailable
+from shared.errors import UNREADABLE, AlreadySaid, Malformed, NotFound, RemitError, Unavailable
 
 log = logging.getLogger("remit.bus")
 
@@ -379,7 +379,7 @@ class Bus:
         for answer in await self.request_all(f"$SRV.INFO.{name}"):
             try:
                 found.append(msgspec.json.decode(answer, type=ServiceInfo))
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            except UNREADABLE as error:
                 log.warning("somebody answers for %s with what is no service's word: %s", name, error)
         return found
 

@@ -13,7 +13,7 @@ import msgspec
 
 from shared.bus import Bus
 from shared.catalogue import BUILT_IN, Catalogue
-from shared.errors import Unavailable
+from shared.errors import UNREADABLE, Unavailable
 from shared.plan import Directive, TaskSpec
 from shared.playbook import Playbook, read_playbook
 from shared.pull import Reader
@@ -100,7 +100,7 @@ async def newest_version(bus: Bus, key: str) -> int:
     """
     found = 0
     for _, _, data in await bus.kv_history(CONFIG_BUCKET, key):
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+        with contextlib.suppress(*UNREADABLE):
             found = max(found, msgspec.json.decode(data, type=_Versioned).version)
     return found
 
@@ -111,7 +111,7 @@ def entries(values: dict[str, bytes], prefix: str, struct: type[T]) -> dict[str,
         if key.startswith(prefix):
             try:
                 found[key[len(prefix) :]] = msgspec.json.decode(values[key], type=struct)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            except UNREADABLE as error:
                 log.warning("config %s is left out: %s", key, error)
     return found
 

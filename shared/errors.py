@@ -4,6 +4,9 @@
 it is how the stream says that a fact has been there all along.
 """
 
+# What `msgspec` raises of bytes that are not what they should be: no UTF-8, no JSON, another shape, nested too deeply.
+UNREADABLE = (ValueError, RecursionError)
+
 
 class RemitError(Exception):
     """Something that a caller can act on; its text is the whole message for a person."""

@@ -10,7 +10,7 @@ import msgspec
 
 from shared import subjects
 from shared.bus import REQUEST_TIMEOUT_S, Bus
-from shared.errors import Malformed, NotFound, Refused, RemitError, Unavailable
+from shared.errors import UNREADABLE, Malformed, NotFound, Refused, RemitError, Unavailable
 from shared.logs import (
     ANSWER_WAIT_S,
     CHUNK_BYTES_MAX,
@@ -171,6 +171,6 @@ def _error(kind: str, message: str, field: str) -> RemitError:
 def _decoded(data: bytes, kind: type[T], host: str) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         told = str(error)[:WORDS_CHARS_MAX]
         raise Unavailable(f"the log agent of {host} sent what cannot be read: {told}") from error

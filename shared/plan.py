@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from shared.clock import parse_ns
-from shared.errors import Malformed
+from shared.errors import UNREADABLE, Malformed
 from shared.subjects import is_principal, is_step_id, is_token
 
 GOAL_BYTES_MAX = 65_536  # a goal is 2,000 characters and a few parameters; what is bigger belongs into an artifact
@@ -384,7 +384,7 @@ def read_goal(data: bytes) -> tuple[Goal | None, list[Problem]]:
     except msgspec.ValidationError as error:
         named = malformed(error)
         return None, [Problem(named.message, named.field or "payload")]
-    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+    except UNREADABLE as error:
         return None, [Problem(f"the payload is not JSON: {str(error)[:200]}", "payload")]
     return (None, problems) if (problems := check_goal(goal)) else (goal, [])
 

@@ -14,6 +14,7 @@ from services.executor import engine, schedules
 from services.executor.engine import Engine
 from services.executor.schedules import Schedules, Standing
 from shared import events, plan, run, run_approvals, run_state, run_steps, run_tally
+from shared.errors import UNREADABLE
 from shared.events import PlanCreated
 from shared.run import Run
 from shared.run_tally import Tally, counted
@@ -68,7 +69,7 @@ def decode(data: bytes, stream_created: str, last_seq: int) -> Engine | None:
     """The engine as it was, or None when the snapshot is of another stream or cannot be read."""
     try:
         snapshot = msgspec.msgpack.decode(data, type=Snapshot)
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
+    except UNREADABLE:
         return None
     if snapshot.stream_created != stream_created or snapshot.position > last_seq:
         return None

@@ -7,7 +7,7 @@ import msgspec
 from aiohttp import web
 
 from services.gateway.problems import Problem
-from shared.errors import Malformed
+from shared.errors import UNREADABLE, Malformed
 from shared.ledger import LIMIT_MAX, By
 from shared.plan import GOAL_BYTES_MAX, malformed
 from shared.status import ApprovalStatus, RunStatus
@@ -99,7 +99,7 @@ async def body(request: web.Request, struct: type[T]) -> T:
         return msgspec.json.decode(data or b"{}", type=struct)
     except msgspec.ValidationError as error:
         raise malformed(error) from error
-    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+    except UNREADABLE as error:
         raise Malformed(f"the body is not JSON: {str(error)[:200]}", field="payload") from error
 
 

@@ -5,7 +5,7 @@ import re
 
 import msgspec
 
-from shared.errors import Malformed
+from shared.errors import UNREADABLE, Malformed
 from shared.gpu import WINDOW_S_MAX, GpuReportRequest
 
 REQUEST_BYTES_MAX = 4096
@@ -25,7 +25,7 @@ def asked(data: bytes) -> GpuReportRequest:
     except msgspec.ValidationError as error:
         at = _PATH.search(str(error))
         raise Malformed(str(error), field=at.group(1) if at else "") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise Malformed(f"not JSON: {error}") from error
     for field, most in _LIMITS.items():
         value = getattr(request, field)

@@ -16,7 +16,7 @@ import msgspec
 from services.log_agent.engine_address import EngineAddress
 from services.log_agent.frames import FrameWalk, NotFrames, TtyWalk
 from services.log_agent.lines import Batch
-from shared.errors import NotFound, Unavailable
+from shared.errors import UNREADABLE, NotFound, Unavailable
 
 CONNECT_S = 5.0
 HEAD_S = 5.0  # engines send the head before they look for the first line
@@ -111,7 +111,7 @@ class LogReading:
 def _refusal(status: int, body: bytes) -> NotFound | Unavailable:
     try:
         message = msgspec.json.decode(body, type=_EngineMessage).message
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         message = ""
     if status == 404:
         return NotFound("the container is gone", field="source")

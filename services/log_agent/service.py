@@ -22,7 +22,7 @@ from services.log_agent.file_read import read_file
 from shared import clock, subjects
 from shared.allow import container_name, file_path, normal
 from shared.bus import Bus
-from shared.errors import Malformed, NotFound, Refused, RemitError, Unavailable
+from shared.errors import UNREADABLE, Malformed, NotFound, Refused, RemitError, Unavailable
 from shared.logs import (
     ANSWER_WAIT_S,
     LogChunk,
@@ -177,5 +177,5 @@ def _asked(data: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
         raise Malformed(str(error), field=str(error).partition("`$.")[2].rstrip("`")) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise Malformed(f"the request is not JSON: {error}") from error

@@ -20,7 +20,7 @@ from services.registry.fold import Fold
 from services.registry.rebuild import WAY_OUT, from_archive, rebuild
 from services.registry.store import Damaged, Store, put_aside
 from shared.bus import Bus
-from shared.errors import Malformed, RemitError
+from shared.errors import UNREADABLE, Malformed, RemitError
 from shared.ledger import LIMIT_MAX, SELECT_ROWS_MAX, Answer, Question, Rates
 from shared.plan import malformed
 from shared.pull import Gone, Reader
@@ -284,7 +284,7 @@ class Registry:
             return None
         try:
             return msgspec.json.decode(found[0], type=Rates)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise RemitError(f"the config's `{RATES_KEY}` cannot be read: {error}") from error
 
     async def on_sql(self, question: Question) -> Answer:
@@ -422,7 +422,7 @@ class Registry:
 def _question(data: bytes) -> Question:
     try:
         question = msgspec.json.decode(data, type=Question) if data.strip() else Question()
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise malformed(error) from error
     most = SELECT_ROWS_MAX if question.sql is not None else LIMIT_MAX
     if not 1 <= question.limit <= most:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from shared.archive import parquet
 from shared.archive.days import FOLDER, Manifest, Row, decode, is_day, manifest_name
 from shared.archive.places import Place, place
-from shared.errors import Malformed, NotFound, RemitError
+from shared.errors import UNREADABLE, Malformed, NotFound, RemitError
 
 if TYPE_CHECKING:
     from shared.archive.checking import Flaw, Keys
@@ -44,7 +44,7 @@ class Archive:
         name = manifest_name(day)
         try:
             return decode(self.place.read(name), day)
-        except (ValueError, RecursionError) as error:
+        except UNREADABLE as error:
             raise Malformed(f"{name} in {self.place.where}: {str(error)[:200]}", field="archive") from error
 
     def manifests(self) -> list[Manifest]:

@@ -11,6 +11,7 @@ from services.executor.tasks.agents import AGENT_DEADLINE_S, ask_all, hosts_of, 
 from services.executor.tasks.gpu_core import assemble
 from shared import subjects
 from shared.clock import now
+from shared.errors import UNREADABLE
 from shared.gpu import MEMORY_ABOVE_PCT, UTILIZATION_ABOVE_PCT, GpuHostReport, GpuReportRequest
 
 WINDOW_S = 900
@@ -36,7 +37,7 @@ async def gpu_report(task: Task) -> Outputs:
             report = msgspec.json.decode(answer, type=GpuHostReport)
             # The name that was asked counts, so that no agent can answer for another host.
             reports.append(msgspec.structs.replace(report, host=host))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             missing[host] = f"its answer cannot be read: {error}"
     document = assemble(
         reports,

@@ -18,6 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 import aiohttp
 import msgspec
 
+from shared.errors import UNREADABLE
 from shared.events import LlmCalled
 from shared.redact import redact
 
@@ -127,7 +128,7 @@ async def _post(where: Endpoint, body: dict[str, Any], *, timeout_s: float) -> t
         return "unreachable", {}
     try:
         answer = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return "malformed", {}
     return ("ok", answer) if isinstance(answer, dict) else ("malformed", {})
 

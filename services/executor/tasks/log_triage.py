@@ -22,7 +22,7 @@ from services.executor.tasks.agents import AGENT_DEADLINE_S, HOSTS_AT_ONCE, host
 from services.executor.triage import Document, Line, SourceReport, SourceTriage, Unread, Window, document, markdown
 from shared.bus import Bus
 from shared.clock import NS_PER_S, now_ns
-from shared.errors import RemitError
+from shared.errors import UNREADABLE, RemitError
 from shared.log_reading import all_sources, read_log
 from shared.logs import READ_BYTES_DEFAULT, READ_BYTES_MAX, READ_LINES_DEFAULT, READ_LINES_MAX, LogChunk, ReadRequest
 from shared.subjects import MEMORY_BUCKET
@@ -248,7 +248,7 @@ async def recall(bus: Bus, host: str, source: str) -> Memory | None:
         return None
     try:
         memory = msgspec.json.decode(found[0], type=Memory)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         log.warning("the memory of %s on %s cannot be read, so it is triaged as at first: %s", source, host, error)
         return None
     return memory if (memory.host, memory.source) == (host, source) else None

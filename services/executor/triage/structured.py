@@ -5,6 +5,8 @@ from typing import Final
 
 import msgspec
 
+from shared.errors import UNREADABLE
+
 JSON_CHARS_MAX: Final = 32_768
 
 _LEVEL = ("level", "severity", "lvl", "log.level", "levelname", "loglevel", "log_level", "@l", "priority", "s")
@@ -34,7 +36,7 @@ def parse_json(text: str) -> Fields | None:
         return None
     try:
         value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
+    except UNREADABLE:
         return None
     if not isinstance(value, dict):
         return None
