@@ -1,6 +1,5 @@
 """`remit schedules`: goals that are due by the clock, what will fire, and what became of each tick."""
 
-import asyncio
 from collections.abc import Callable
 from datetime import datetime
 from itertools import islice
@@ -10,13 +9,13 @@ from zoneinfo import ZoneInfo
 import click
 import msgspec
 
+from cli.follow import submit_goal
 from cli.goals import goal_options, payload, preview
 from cli.speak import common, data, ends_well, line, table, talk, with_bus
-from shared.append import Appender
 from shared.bus import Bus
 from shared.clock import NS_PER_S, now, now_ns, parse_ns, rfc3339
 from shared.config import Config, newest_version
-from shared.errors import UNREADABLE, AlreadySaid, Malformed, NotFound, Unavailable
+from shared.errors import UNREADABLE, AlreadySaid, Malformed, NotFound
 from shared.events import GoalRejected, ScheduleTicked
 from shared.plan import malformed
 from shared.schedule import CatchUp, Overlap, Schedule, check_schedule, next_tick, ticks, wall_text
@@ -310,23 +309,11 @@ def schedules_resume(output: str, name: str) -> None:
 def schedules_run(output: str, name: str) -> None:
     """Submit the goal of schedule NAME now and print the run's number. It is no tick: it holds up none."""
 
-    async def submit(bus: Bus) -> int:
+    async def submit(bus: Bus) -> None:
         schedule, _ = await read_one(bus, name)
-        appender = await Appender(bus).start()
-        body = msgspec.json.encode(schedule.goal)
-        try:
-            return await asyncio.wait_for(appender.append(goal_submitted(), body, headers=None), 10)
-        except TimeoutError as error:
-            raise Unavailable("the stream EVENTS did not take the goal: is `remit up` running?") from error
-        finally:
-            appender.stop()
+        await submit_goal(bus, msgspec.json.encode(schedule.goal), "", output=output, wait=False)
 
-    run = with_bus(submit)
-    if output == "json":
-        data({"run": run})
-    else:
-        line(f"run {run}")
-        talk(f"follow it: remit watch {run}")
+    with_bus(submit)
 
 
 @schedules.command("rm")

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from shared.append import ALREADY_SAID, CREATE_ONLY
+from shared.append import CREATE_ONLY, NotTaken, append_once
 from shared.bus import Bus
 from shared.errors import AlreadySaid, Malformed, NotFound, Unavailable
 from shared.events import encode, read
@@ -38,17 +38,6 @@ class Said(msgspec.Struct, kw_only=True):
     @property
     def run(self) -> Run:
         return self.story.run
-
-
-class _AckError(msgspec.Struct):
-    description: str = ""
-    err_code: int = 0
-
-
-class _Ack(msgspec.Struct):
-    stream: str = ""
-    seq: int = 0
-    error: _AckError | None = None
 
 
 def question(run: Run, step: str | None) -> str:
@@ -154,16 +143,13 @@ async def _read_back(bus: Bus, run: int, seq: int) -> Said:
 
 async def _append(bus: Bus, subject: str, data: bytes, headers: dict[str, str] | None) -> int:
     """The message's sequence; 0 when the subject was taken."""
-    for left in reversed(range(TRIES if headers else 1)):
+    left = TRIES if headers else 1
+    while True:
+        left -= 1
         try:
-            ack = msgspec.json.decode(await bus.request(subject, data, headers=headers), type=_Ack)
-            break
+            return await append_once(bus, EVENTS, subject, data, headers=headers)
+        except NotTaken:
+            raise
         except Unavailable as error:
             if not left:
                 raise Unavailable(f"{error.message}: it may or may not have been stored") from error
-    if ack.error is not None and ack.error.err_code == ALREADY_SAID:
-        return 0
-    if ack.error is not None or ack.stream != EVENTS or not ack.seq:
-        why = ack.error.description if ack.error else "something else than the stream answered"
-        raise Unavailable(f"the stream did not take it: {why}")
-    return ack.seq

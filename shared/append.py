@@ -15,7 +15,7 @@ import msgspec
 
 from shared.bus import CREATE_ONLY as CREATE_ONLY
 from shared.bus import Bus
-from shared.errors import AlreadySaid, RemitError, Unavailable
+from shared.errors import UNREADABLE, AlreadySaid, RemitError, Unavailable
 
 log = logging.getLogger("remit.append")
 
@@ -32,8 +32,35 @@ class _AckError(msgspec.Struct):
 
 
 class _Ack(msgspec.Struct):
+    """What a stream answers to a message: its own name and the message's sequence, or why it did not take it."""
+
+    stream: str = ""
     seq: int = 0
     error: _AckError | None = None
+
+
+class NotTaken(Unavailable):
+    """The stream has answered, and has not stored the message."""
+
+
+async def append_once(
+    bus: Bus, stream: str, subject: str, data: bytes, *, headers: dict[str, str] | None = None
+) -> int:
+    """Publish one message and wait for the stream's answer: its sequence, 0 when a create-only subject was taken.
+
+    `NotTaken` when the stream refuses it. Any other `Unavailable`: it may be stored or not, and nothing is repeated.
+    """
+    try:
+        ack = msgspec.json.decode(await bus.request(subject, data, headers=headers), type=_Ack)
+    except UNREADABLE as error:
+        raise Unavailable(f"somebody else than the stream {stream} has answered on {subject}") from error
+    if ack.error is not None and ack.error.err_code == ALREADY_SAID:
+        return 0
+    if ack.error is not None:
+        raise NotTaken(f"the stream did not take it: {ack.error.description}")
+    if ack.stream != stream or not ack.seq:
+        raise Unavailable(f"somebody else than the stream {stream} has answered on {subject}")
+    return ack.seq
 
 
 # What the stream answered: the sequence, or 0 when the subject had been taken before.

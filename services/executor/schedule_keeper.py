@@ -13,7 +13,7 @@ import msgspec
 
 from services.executor.engine import Engine
 from services.executor.schedules import Saying
-from shared.append import Appender
+from shared.append import Appender, NotTaken, append_once
 from shared.bus import Bus
 from shared.clock import NS_PER_S, now_ns
 from shared.config import Config
@@ -143,11 +143,12 @@ class ScheduleKeeper:
             "Nats-Schedule-Time-Zone": schedule.zone,
             "Nats-Schedule-Target": schedule_alarm_fired(name),
         }
-        answer = msgspec.json.decode(await self._bus.request(subject, body, headers=headers))
-        if error := answer.get("error"):
+        try:
+            await append_once(self._bus, TIMERS, subject, body, headers=headers)
+        except NotTaken as error:
             # A server without zone data, say. It is told once; ticks are found by looking.
             self._refused[subject] = body
-            log.warning("the server sets no alarm for schedule %s: %s", name, error.get("description"))
+            log.warning("the server sets no alarm for schedule %s: %s", name, error)
 
     async def _purge(self, subject: str) -> None:
         await self._bus.api(f"STREAM.PURGE.{TIMERS}", {"filter": subject})

@@ -1,25 +1,14 @@
 """A goal in: checked as everywhere, published, and answered with the run that it became."""
 
-import msgspec
 from aiohttp import web
 
 from services.gateway.asked import answered
 from services.gateway.problems import Problem
+from shared.append import NotTaken, append_once
 from shared.bus import Bus
 from shared.errors import Unavailable
 from shared.plan import read_goal
 from shared.subjects import EVENTS, goal_submitted
-
-
-class _AckError(msgspec.Struct):
-    description: str = ""
-    err_code: int = 0
-
-
-class _Ack(msgspec.Struct):
-    stream: str = ""
-    seq: int = 0
-    error: _AckError | None = None
 
 
 def accepted(run: int) -> web.Response:
@@ -40,12 +29,10 @@ async def publish(bus: Bus, data: bytes) -> int:
             problems=[{"reason": one.reason, "field": one.field} for one in problems],
         )
     try:
-        ack = msgspec.json.decode(await bus.request(goal_submitted(), data), type=_Ack)
+        return await append_once(bus, EVENTS, goal_submitted(), data)
+    except NotTaken as error:
+        raise Problem(503, error.message, outcome="not stored") from error
     except Unavailable as error:
         # A missing ack says nothing: repeating by ourselves could start the run twice.
         lost = "the goal may or may not have been stored; look at GET /api/runs before you send it again"
         raise Problem(503, f"{error.message}: {lost}", outcome="unknown") from error
-    if ack.error is not None or ack.stream != EVENTS or not ack.seq:
-        why = ack.error.description if ack.error else "something else than the stream answered"
-        raise Problem(503, f"the stream did not take the goal: {why}", outcome="not stored")
-    return ack.seq

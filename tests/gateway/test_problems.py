@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+from collections.abc import Awaitable
 from typing import Any
 
 import aiohttp
@@ -307,3 +308,20 @@ async def test_a_bug_is_500_without_its_text() -> None:
                     await answer.read()
     finally:
         await shell.stop()
+
+
+async def test_a_goal_that_somebody_else_answers_may_have_been_stored(web: aiohttp.ClientSession, bus: Bus) -> None:
+    """Whoever is told that it was not would send it again, and start the run twice."""
+
+    def answer(_subject: str, _data: bytes, reply: str, _headers: object) -> Awaitable[None]:
+        return bus.publish(reply, b"thank you")
+
+    stop = await bus.subscribe("goal.submitted", answer)
+    held = (await bus.api("STREAM.INFO.EVENTS"))["config"]
+    await bus.api("STREAM.UPDATE.EVENTS", {**held, "no_ack": True})  # the stream's own answer would come first
+    try:
+        async with web.post("/api/runs", json={"goal": "check logs"}) as response:
+            assert (await problem(response, 503, "unavailable"))["outcome"] == "unknown"
+    finally:
+        await bus.api("STREAM.UPDATE.EVENTS", held)
+        await stop()

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable
 
 import pytest
 
-from shared.append import Appender
+from shared.append import Appender, NotTaken, append_once
 from shared.bus import Bus
 from shared.errors import AlreadySaid, RemitError, Unavailable
 from tests.chaos.load import seed, whole_stream
@@ -175,3 +175,20 @@ async def test_a_payload_over_the_servers_limit_is_refused_and_stops_nobody(
         server.thaw("nats")
     await appender.drain()
     assert await stored(bus) == ["audit.test.0", "audit.test.1"]
+
+
+async def test_an_answer_of_somebody_else_says_nothing_of_the_message(bus: Bus) -> None:
+    """A client that listens may answer before the stream does: then nobody knows what has become of the message."""
+    said = [b"no JSON", b"[" * 2_000, b"[]", b"{}", b'{"stream":"OTHER","seq":1}', b'{"error":{"description":"full"}}']
+    told: list[type[Unavailable]] = []
+    await bus.api("STREAM.DELETE.EVENTS")
+
+    def answer(_subject: str, _data: bytes, reply: str, _headers: object) -> Awaitable[None]:
+        return bus.publish(reply, said[len(told)])
+
+    await bus.subscribe("audit.>", answer)
+    for _ in said:
+        with pytest.raises(Unavailable) as raised:
+            await append_once(bus, "EVENTS", "audit.test.1", FACT)
+        told.append(type(raised.value))
+    assert told == [*[Unavailable] * 5, NotTaken]
