@@ -14,7 +14,7 @@ from services.executor import engine, schedules
 from services.executor.engine import Engine
 from services.executor.schedules import Schedules, Standing
 from shared import events, plan, run, run_approvals, run_state, run_steps, run_tally
-from shared.errors import UNREADABLE
+from shared.errors import UNREADABLE, RemitError
 from shared.events import PlanCreated
 from shared.run import Run
 from shared.run_tally import Tally, counted
@@ -59,16 +59,19 @@ def take(mind: Engine, stream_created: str) -> Snapshot:
 
 
 def encode(snapshot: Snapshot) -> bytes:
-    """Bytes of a snapshot; takes its time, so off the loop."""
-    # A tally follows from its run, and holds longer ints than msgpack has.
-    bare = [msgspec.structs.replace(one, plan=None, tally=Tally()) for one in snapshot.runs]
-    return msgspec.msgpack.encode(msgspec.structs.replace(snapshot, runs=bare))
+    """Bytes of a snapshot; takes its time, so off the loop. RemitError where it cannot be written."""
+    bare = [msgspec.structs.replace(one, plan=None, tally=Tally()) for one in snapshot.runs]  # a tally follows from it
+    try:
+        # Not msgpack, which is quicker: parameters and outputs are anybody's JSON, whose numbers may be of any length.
+        return msgspec.json.encode(msgspec.structs.replace(snapshot, runs=bare))
+    except RecursionError as error:
+        raise RemitError("an active run holds what is nested too deeply") from error
 
 
 def decode(data: bytes, stream_created: str, last_seq: int) -> Engine | None:
     """The engine as it was, or None when the snapshot is of another stream or cannot be read."""
     try:
-        snapshot = msgspec.msgpack.decode(data, type=Snapshot)
+        snapshot = msgspec.json.decode(data, type=Snapshot)
     except UNREADABLE:
         return None
     if snapshot.stream_created != stream_created or snapshot.position > last_seq:

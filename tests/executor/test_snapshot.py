@@ -2,13 +2,16 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from services.executor import snapshot
 from services.executor.engine import Engine
 from shared.bus import connect
-from shared.subjects import SNAPSHOTS_BUCKET, run_completed, step_completed
+from shared.errors import RemitError
+from shared.subjects import SNAPSHOTS_BUCKET, run_completed, run_started, step_completed, step_dispatched
 from tests import controls
 from tests.conftest import until as eventually
 from tests.controls import ACK, Stream
@@ -73,6 +76,32 @@ def test_a_snapshot_of_another_stream_or_of_its_future_is_not_used() -> None:
     assert snapshot.decode(data, CREATED, stream.last_seq - 1) is None
     assert snapshot.decode(data[:-3], CREATED, stream.last_seq) is None
     assert snapshot.decode(b"\xff", CREATED, stream.last_seq) is None
+
+
+def test_numbers_of_any_length_are_kept() -> None:
+    """A goal's parameters and a step's outputs are JSON: one that was too long for the snapshot ended the executor."""
+    stream = Stream()
+    run = stream.planned(controls.plan(controls.step("a", inputs={"most": 10**30})))
+    stream.put(run_started(run), controls.started())
+    stream.put(step_dispatched(run, "a", 1, "noop"), controls.dispatched(token_grant=10**30))
+    whole = read_all(Engine(), stream)
+    assert whole.runs[run].steps["a"].grant == 10**30
+    begun = snapshot.decode(snapshot.encode(snapshot.take(whole, CREATED)), CREATED, stream.last_seq)
+    assert begun is not None and begun.runs == whole.runs
+
+
+def test_what_is_nested_too_deeply_is_no_snapshot_and_no_bug() -> None:
+    """The deepest that a message may hold stands deeper in a snapshot than in its message."""
+    stream = Stream()
+    run = stream.planned(controls.plan(controls.step("a")))
+    engine = read_all(Engine(), stream)
+    deep: list[Any] = []
+    for _ in range(2_000):
+        deep = [deep]
+    steps = {"a": replace(engine.runs[run].steps["a"], outputs={"deep": deep})}
+    engine.runs[run] = replace(engine.runs[run], steps=steps)
+    with pytest.raises(RemitError, match="too deeply"):
+        snapshot.encode(snapshot.take(engine, CREATED))
 
 
 async def test_an_executor_goes_on_from_the_snapshot_of_the_one_before(tmp_path: Path) -> None:

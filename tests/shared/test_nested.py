@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable
 
-import msgspec
 import pytest
 
 from services.executor import snapshot
@@ -32,7 +31,7 @@ def test_an_engine_that_refuses_so_has_given_no_reason() -> None:
 
 
 def test_a_snapshot_is_none() -> None:
-    assert snapshot.decode(b"\x81" + msgspec.msgpack.encode("deep") + b"\x91" * 100_000, "now", 1) is None
+    assert snapshot.decode(DEEP, "now", 1) is None
 
 
 async def test_what_is_kept_so_is_as_if_it_were_not_there(bus: Bus) -> None:
