@@ -72,13 +72,18 @@ async def work(stop: asyncio.Event) -> None:
 async def keep_worker(stop: asyncio.Event) -> None:
     """A worker process, as long as this one runs."""
     while not stop.is_set():
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "services.executor",
-            "--work",
-            env={**os.environ, "REMIT_DECIDER_PID": str(os.getpid())},
-        )
+        try:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "services.executor",
+                "--work",
+                env={**os.environ, "REMIT_DECIDER_PID": str(os.getpid())},
+            )
+        except OSError as error:  # no process or no memory to be had just now
+            log.warning("no worker can be started yet: %s", error)
+            await asyncio.sleep(AGAIN_S)
+            continue
         ended = asyncio.create_task(child.wait())
         asked = asyncio.create_task(stop.wait())
         await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
