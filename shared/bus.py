@@ -352,7 +352,8 @@ class Bus:
     ) -> None:
         """Answer as a NATS micro service `name`; `endpoints` maps a whole subject to its handler.
 
-        Each request runs in a task of its own, so a long answer does not hold up the next one.
+        Each request runs in a task of its own, so a long answer does not hold up the next one. One without a reply
+        subject has nobody to be answered, and is passed over.
         """
         micro = self._client.micro()
         described = micro.service.ServiceConfig(name=name, version=version, metadata=metadata or {})
@@ -362,9 +363,10 @@ class Bus:
 
         def start(endpoint: Endpoint) -> Callable[[Any], Awaitable[None]]:
             async def handle(request: Any) -> None:
-                task = asyncio.create_task(_answer(endpoint, request.data, request._msg.reply))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
+                if reply := request._msg.reply:
+                    task = asyncio.create_task(_answer(endpoint, request.data, reply))
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
 
             return handle
 
@@ -426,7 +428,7 @@ def _stored(headers: Mapping[str, str] | None) -> tuple[str, int, int] | None:
 async def _answer(endpoint: Endpoint, data: bytes, reply: str) -> None:
     try:
         await endpoint(data, reply)
-    except Unavailable as error:
+    except RemitError as error:  # NATS is away, or nothing can be published there
         log.warning("a request was not answered: %s", error)  # the asker's timeout tells them
 
 

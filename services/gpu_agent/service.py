@@ -22,8 +22,6 @@ async def serve(bus: Bus, sampler: Sampler, host: str) -> None:
     """Answer for this host from now on; the sampler is started already."""
 
     async def report(data: bytes, reply: str) -> None:
-        if not reply:
-            return
         await bus.publish(reply, await asyncio.to_thread(_answer, sampler, data))
 
     subject = subjects.gpu_report(subjects.token(host, "host"))

@@ -141,7 +141,7 @@ class Agent:
 
     @asynccontextmanager
     async def _told(self, reply: str) -> AsyncGenerator[None, None]:
-        """Answer what goes wrong as a refusal; a request without a reply subject has nobody to be told."""
+        """Answer what goes wrong as a refusal."""
         try:
             yield
         except RemitError as error:
@@ -153,10 +153,9 @@ class Agent:
             await self._refuse(reply, Unavailable(f"the log agent failed ({type(error).__name__}); its log says where"))
 
     async def _refuse(self, reply: str, error: RemitError) -> None:
-        if reply:
-            kind = _KINDS.get(type(error), "unavailable")
-            refusal = LogRefusal(error=kind, message=error.message, field=error.field)
-            await self._bus.publish(reply, msgspec.json.encode(refusal))
+        kind = _KINDS.get(type(error), "unavailable")
+        refusal = LogRefusal(error=kind, message=error.message, field=error.field)
+        await self._bus.publish(reply, msgspec.json.encode(refusal))
 
 
 class _Busy(RemitError):

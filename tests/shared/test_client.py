@@ -338,3 +338,17 @@ async def test_many_megabytes_come_in_many_pieces(bus: Bus) -> None:
         await bus.publish("here", b"x" * size)
     await until(lambda: len(heard) == 4)
     assert heard == [1_000_000, 0, 1_048_000, 3]
+
+
+async def test_a_request_that_nobody_waits_for_asks_for_no_work(bus: Bus) -> None:
+    """A rebuild, say, would be done for nothing, and end in the answer that has nowhere to go."""
+    heard: list[bytes] = []
+
+    async def answer(data: bytes, reply: str) -> None:
+        heard.append(data)
+        await bus.publish(reply, b"done")
+
+    await bus.serve("test", "1.0.0", {"test.ask": answer})
+    await bus.publish("test.ask", b"1")
+    assert await bus.request("test.ask", b"2") == b"done"
+    assert heard == [b"2"]
