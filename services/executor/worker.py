@@ -23,6 +23,7 @@ import msgspec
 
 from services.executor.handlers import Handler, Instant, Outputs, Task, TaskFailed
 from services.executor.lanes import Flash, Lane
+from services.executor.processes import GRACE_S
 from shared.append import Appender
 from shared.bus import Bus
 from shared.clock import NS_PER_S, now_ns, parse_ns, rfc3339
@@ -59,6 +60,7 @@ log = logging.getLogger("remit.worker")
 HEARTBEAT_S = OWN_ACK_WAIT_S / 3
 MESSAGE_CHARS_MAX = 1_000
 DRAIN_S = 10.0
+END_S = GRACE_S + 2.0  # for a step's processes to be seen gone before it is given back
 # Steps of one task at a time in this process; what is heavy is bounded by the machine, not by the fleet.
 SLOTS_DEFAULT = 4
 HANDS_DEFAULT = 16
@@ -122,14 +124,20 @@ class Worker:
         return await puller.start()
 
     async def stop(self) -> None:
-        """Take no more, let what runs finish for a while, give the rest back at once."""
+        """Take no more, let what runs finish for a while, end the rest and give it back."""
         for puller in self._pullers:
             await puller.stop()
         if self._running:
             await asyncio.wait(self._running, timeout=DRAIN_S)
-        for running, (puller, delivery) in list(self._running.items()):
+        left = dict(self._running)
+        for running in left:
             running.cancel()
-            await puller.give_back(delivery)
+        if left:
+            # What does not end in time has processes that are still there: its lease ends without us.
+            ended, _ = await asyncio.wait(left, timeout=END_S)
+            for running in ended:
+                puller, delivery = left[running]
+                await puller.give_back(delivery)
         await self._appender.drain()
 
     def begin(self, puller: Puller, delivery: Delivery, work: asyncio.Task[None]) -> None:

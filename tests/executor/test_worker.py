@@ -24,6 +24,7 @@ from shared.bus import Bus, connect
 from shared.clock import NS_PER_S, now_ns, rfc3339
 from shared.errors import Malformed, Refused, Unavailable
 from shared.events import OUTPUTS_BYTES_MAX, LlmCalled, RunCompleted, StepCompleted, encode
+from shared.pull import Delivery, Puller
 from shared.story import read_story
 from shared.streams import ensure, worker_queue
 from shared.subjects import (
@@ -511,6 +512,30 @@ async def test_a_worker_that_is_stopped_gives_back_what_does_not_finish(
     async with floor.working(giving({"by": "the next"})):
         subject, body = await floor.end(run, within_s=4)
     assert (subject, body["outputs"]) == (step_completed(run, "a", 1), {"by": "the next"})
+
+
+async def test_a_worker_that_is_stopped_gives_a_step_back_when_its_processes_are_gone(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The next worker begins it at once: two of it would be at work side by side."""
+    monkeypatch.setattr(worker_module, "DRAIN_S", 0.2)
+    pid_file, given_back = tmp_path / "pid", list[bool]()
+    back = Puller.give_back
+
+    async def give_back(puller: Puller, delivery: Delivery, delay_s: float = 0.0) -> None:
+        given_back.append(alive(int(pid_file.read_text())))
+        await back(puller, delivery, delay_s)
+
+    monkeypatch.setattr(Puller, "give_back", give_back)
+
+    async def handler(_task: Task) -> Outputs:
+        await run_process(["sh", "-c", "trap '' TERM; echo $$ > $0.part; mv $0.part $0; sleep 600", str(pid_file)])
+        return {}
+
+    async with floor.working(handler, check=False):
+        await floor.dispatch()
+        await until(pid_file.exists)
+    assert given_back == [False]
 
 
 # -- what is not to be run -------------------------------------------------------------------------------------
