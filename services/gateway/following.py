@@ -58,10 +58,8 @@ class Follower:
         return response
 
     async def _live(self, request: web.Request, run: int, after: int) -> web.StreamResponse:
-        if len(self._followers) >= FOLLOWERS_MAX:
-            raise Unavailable(f"{FOLLOWERS_MAX} runs are being followed through this gateway already")
-        arrived: asyncio.Queue[Told | None] = asyncio.Queue()
         reading = await begun(self._bus, run)
+        arrived: asyncio.Queue[Told | None] = asyncio.Queue()
         backlog_bytes = 0
 
         def on_event(subject: str, seq: int, at_ns: int, data: bytes) -> None:
@@ -78,7 +76,9 @@ class Follower:
                 arrived.put_nowait(None)
 
         reader = Reader(self._bus, EVENTS, on_event, start_seq=run + 1, subjects=of_run(run), batch=BATCH)
-        self._followers.add(arrived)
+        if len(self._followers) >= FOLLOWERS_MAX:
+            raise Unavailable(f"{FOLLOWERS_MAX} runs are being followed through this gateway already")
+        self._followers.add(arrived)  # with nothing waited for since it was counted
         failed: asyncio.Future[None] | None = None
         try:
             await reader.start()

@@ -7,6 +7,7 @@ import aiohttp
 import msgspec
 import pytest
 
+from services.gateway.following import FOLLOWERS_MAX
 from shared.bus import Bus
 from shared.streams import last_seq
 from shared.subjects import EVENTS
@@ -153,6 +154,25 @@ async def test_a_last_event_id_that_is_none_is_refused(web: aiohttp.ClientSessio
 async def test_a_run_that_is_not_there_is_404_for_a_stream_too(web: aiohttp.ClientSession, bus: Bus) -> None:
     async with web.get(f"/api/runs/{await last_seq(bus) + 1000}/events", headers=STREAM) as answer:
         await problem(answer, 404, "not-found")
+
+
+async def test_no_more_than_so_many_follow_at_once(web: aiohttp.ClientSession, outsider: Outsider) -> None:
+    """Each has a consumer on the server; who comes in the same moment as others is counted, too."""
+    outsider.gate.clear()
+    run = await submitted(web, {"tasks": ["elsewhere"]})
+
+    async def status() -> int:
+        answer = await web.get(f"/api/runs/{run}/events", headers=STREAM)
+        answers.append(answer)
+        return answer.status
+
+    answers: list[aiohttp.ClientResponse] = []
+    statuses = await asyncio.gather(*(status() for _ in range(FOLLOWERS_MAX + 6)))
+    for answer in answers:
+        answer.close()
+    assert (statuses.count(200), statuses.count(503)) == (FOLLOWERS_MAX, 6)
+    outsider.gate.set()
+    await ended(web, run)
 
 
 async def test_who_hangs_up_leaves_no_consumer_behind(web: aiohttp.ClientSession, bus: Bus, outsider: Outsider) -> None:
