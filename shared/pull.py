@@ -190,22 +190,17 @@ class _Pulls:
     async def _told(self, request: str, status: str, text: str) -> None:
         """The server's word on one request: a heartbeat, or its end."""
         self._count()
-        if status == "100":
-            if self._wants_more():
-                await self._ask()  # what came before this word was not looked at
-            return
-        self._open.pop(request, None)
-        self._count()
-        if status == "409" and "deleted" in text.lower():
+        if status != "100":
+            self._open.pop(request, None)
+            self._count()
+        text = text.lower()
+        if status == "409" and "deleted" in text:
             self.gone.set()
-        elif status == "409" and "maxbytes" in text.lower():
-            if self._wants_more():
-                await self._ask()  # it has brought what it may
-        elif status in ("503", "409", "404"):
+        elif status in ("404", "503") or (status == "409" and "maxbytes" not in text):
             # No responders while the server starts or the consumer is unknown: not in a tight loop.
             self._again = True
-        elif not self._open:
-            await self._ask()
+        elif self._wants_more():
+            await self._ask()  # it has brought what it may, or its time is over; or what came before was not looked at
 
     async def _listen(self) -> None:
         while True:
