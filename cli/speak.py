@@ -19,7 +19,6 @@ from shared import asking
 from shared.bus import Bus, connect
 from shared.errors import Malformed, NotFound, RemitError, Unavailable
 from shared.ledger import Answer, Question
-from shared.plan import is_utf8
 from shared.settings import credentials, nats_url
 from shared.status import (
     EXIT_FAILED,
@@ -31,6 +30,7 @@ from shared.status import (
 )
 from shared.streams import last_seq
 from shared.subjects import is_principal
+from shared.text import is_text
 
 FAR_BEHIND_EVENTS = 10_000  # the registry folds so many within about a second
 PATIENCE = 2  # signals that only ask; who sends more does not want to wait for the tidying up
@@ -154,7 +154,7 @@ def _check_text(given: Mapping[str, Any]) -> None:
     context = click.get_current_context(silent=True)
     for name, value in given.items():
         for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str) and not is_utf8(text):  # bytes that the system could not read
+            if isinstance(text, str) and not is_text(text):  # bytes that the system could not read
                 parameters = context.command.params if context else ()
                 at_fault = next((one for one in parameters if one.name == name), None)
                 raise click.BadParameter(f"{os.fsencode(text)[:80]!r} is no UTF-8", ctx=context, param=at_fault)

@@ -21,6 +21,7 @@ from shared.run import Run, evolve, refusal
 from shared.showing import asked
 from shared.story import Story, read_story
 from shared.subjects import EVENTS, approval_granted, approval_rejected, run_cancel_requested
+from shared.text import is_text
 
 REASON_CHARS_MAX = 2_000
 TRIES = 2
@@ -89,10 +90,8 @@ async def cancel(bus: Bus, run: Run, *, reason: str = "", principal: str = "") -
 def _checked(reason: str) -> str:
     if len(reason) > REASON_CHARS_MAX:
         raise Malformed(f"it has {len(reason)} characters; at most {REASON_CHARS_MAX}", field="reason")
-    try:
-        reason.encode()
-    except UnicodeEncodeError as error:
-        raise Malformed("it holds bytes that are not text", field="reason") from error
+    if not is_text(reason):
+        raise Malformed("it holds bytes that are not text", field="reason")
     return reason
 
 

@@ -15,6 +15,7 @@ import msgspec
 from shared.clock import parse_ns
 from shared.errors import UNREADABLE, Malformed
 from shared.subjects import is_principal, is_step_id, is_token
+from shared.text import is_text
 
 GOAL_BYTES_MAX = 65_536  # a goal is 2,000 characters and a few parameters; what is bigger belongs into an artifact
 GOAL_CHARS_MAX = 2_000
@@ -398,7 +399,7 @@ def check_goal(goal: Goal) -> list[Problem]:
             problems.append(Problem("the goal is blank", "goal"))
         elif len(text) > GOAL_CHARS_MAX:
             problems.append(Problem(f"the goal has {len(text)} characters; at most {GOAL_CHARS_MAX}", "goal"))
-        elif not is_utf8(text):
+        elif not is_text(text):
             problems.append(Problem("the goal holds a lone surrogate, which is not text", "goal"))
     if goal.tasks:
         if len(goal.tasks) > TASKS_MAX:
@@ -469,12 +470,3 @@ def _deeper_than(value: Any, most: int) -> bool:
         if not level:
             return False
     return any(isinstance(one, dict | list) for one in level)
-
-
-def is_utf8(text: str) -> bool:
-    """Whether a message can hold this text: not half a surrogate pair, nor bytes that the system could not read."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -54,6 +54,7 @@ from shared.subjects import (
     step_failed,
     worker_consumer,
 )
+from shared.text import as_text
 
 log = logging.getLogger("remit.worker")
 
@@ -274,7 +275,7 @@ class Worker:
             )
         except _Ended as asked:
             return StepCancelled(
-                reason=_text(str(asked)[:MESSAGE_CHARS_MAX]),
+                reason=as_text(str(asked)[:MESSAGE_CHARS_MAX]),
                 host=self._host,
                 started_at=rfc3339(started_ns),
                 ended_at=rfc3339(now_ns()),
@@ -295,7 +296,7 @@ class Worker:
             message, retryable = _place(bug), True
         return StepFailed(
             error=error,
-            message=_text(redact(message)[:MESSAGE_CHARS_MAX]),
+            message=as_text(redact(message)[:MESSAGE_CHARS_MAX]),
             retryable=retryable,
             host=self._host,
             started_at=rfc3339(started_ns),
@@ -414,11 +415,6 @@ _ENDS = {StepCompleted: step_completed, StepFailed: step_failed, StepCancelled: 
 
 def _end_subject(event: Event, outcome: StepCompleted | StepFailed | StepCancelled) -> str:
     return _ENDS[type(outcome)](event.run, event.step, event.attempt)
-
-
-def _text(message: str) -> str:
-    """What an event can hold: the name of a file, say, may be bytes that are no text."""
-    return message.encode(errors="replace").decode()
 
 
 def _deadline_ns(body: StepDispatched) -> int:

@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 
 from shared.errors import AlreadySaid, Malformed, NotFound, Refused, RemitError, Unavailable
+from shared.text import as_text
 
 log = logging.getLogger("remit.gateway")
 
@@ -70,11 +71,7 @@ def details(status: int, detail: str, instance: str, **more: Any) -> bytes:
     extra = {key: value for key, value in more.items() if value not in ("", None)}
     said = {**body, **extra}
     # A header may hold bytes that are no text: they come as lone surrogates, which no JSON can hold.
-    return msgspec.json.encode({key: _text(value) if isinstance(value, str) else value for key, value in said.items()})
-
-
-def _text(value: str) -> str:
-    return value.encode(errors="replace").decode()
+    return msgspec.json.encode({key: as_text(one) if isinstance(one, str) else one for key, one in said.items()})
 
 
 def response(status: int, detail: str, instance: str, **more: Any) -> web.Response:

@@ -24,6 +24,7 @@ from services.log_agent.engine_threads import EngineThreads
 from services.log_agent.inventory import service_info
 from shared.errors import NotFound, Unavailable
 from shared.logs import EngineInfo, ServiceInfo
+from shared.text import as_text
 
 TIMEOUT_S = 10  # from byte to byte: gives a hung engine's thread back, long after the call was given up
 CALL_S = 4.0  # for the whole of a call: under the 5 s that a requester waits, so that it hears of a slow engine
@@ -229,4 +230,4 @@ def _reason(error: BaseException) -> str:
 
 
 def _short(said: object) -> str:
-    return str(said)[:200].encode("utf-8", "replace").decode() or type(said).__name__
+    return as_text(str(said)[:200]) or type(said).__name__
