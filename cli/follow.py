@@ -12,7 +12,7 @@ from cli.speak import data, line, status, talk
 from shared.answering import name_of
 from shared.append import Appender
 from shared.bus import Bus
-from shared.clock import rfc3339
+from shared.clock import rfc3339, rfc3339_if_any
 from shared.errors import Unavailable
 from shared.events import (
     ApprovalExpired,
@@ -120,8 +120,8 @@ def summary(story: Story) -> dict[str, Any]:
         "retry_of": run.plan.retry_of if run.plan else None,
         "plan_hash": run.plan.plan_hash if run.plan else None,
         "submitted_at": rfc3339(run.submitted_ns),
-        "started_at": _at(run.started_ns),
-        "ended_at": _at(run.ended_ns),
+        "started_at": rfc3339_if_any(run.started_ns),
+        "ended_at": rfc3339_if_any(run.ended_ns),
         "steps": [
             {
                 "id": name,
@@ -134,7 +134,7 @@ def summary(story: Story) -> dict[str, Any]:
                 "message": state.message or None,
                 "cause": state.cause or None,
                 "reused_from": state.reused_from or None,
-                "waits_until": _at(waits_until_ns(run, name, state)),
+                "waits_until": rfc3339_if_any(waits_until_ns(run, name, state)),
                 "outputs": state.outputs,
             }
             for name, state in run.steps.items()
@@ -276,10 +276,6 @@ def _fired(event: Event) -> list[str]:
 
 def _because(reason: str) -> str:
     return f": {reason}" if reason else ""
-
-
-def _at(at_ns: int) -> str | None:
-    return rfc3339(at_ns) if at_ns else None
 
 
 def _names(steps: list[Step]) -> str:

@@ -21,6 +21,11 @@ def rfc3339(at_ns: int) -> str:
     return f"{_last_second[1]}.{rest_ns // 1000:06d}Z"
 
 
+def rfc3339_if_any(at_ns: int) -> str | None:
+    """None for 0, which is a moment that has not come."""
+    return rfc3339(at_ns) if at_ns else None
+
+
 def parse_ns(text: str) -> int:
     """Nanoseconds since the epoch of an RFC 3339 time; ValueError when it is none."""
     match = _RFC3339.fullmatch(text)

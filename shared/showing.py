@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from shared.clock import rfc3339
+from shared.clock import rfc3339_if_any
 from shared.plan import GATE, Plan
 from shared.run import Run, StepState
 from shared.run_steps import wait_ends_ns
@@ -43,8 +43,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
         """For programs, times as RFC 3339 text."""
         fields = msgspec.structs.asdict(self)
         for name in ("requested", "expires", "decided"):
-            at_ns = fields.pop(f"{name}_ns")
-            fields[f"{name}_at"] = rfc3339(at_ns) if at_ns else None
+            fields[f"{name}_at"] = rfc3339_if_any(fields.pop(f"{name}_ns"))
         del fields["place"]
         return fields
 

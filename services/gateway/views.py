@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from shared.clock import NS_PER_S, rfc3339
+from shared.clock import NS_PER_S, rfc3339, rfc3339_if_any
 from shared.events import Artifact, Unreadable
 from shared.plan import Step
 from shared.run import Run
@@ -97,8 +97,8 @@ def run_view(reading: Story) -> RunView:
         principal=run.principal or None,
         plan_hash=plan.plan_hash if plan else None,
         submitted_at=rfc3339(run.submitted_ns),
-        started_at=_at(run.started_ns),
-        ended_at=_at(run.ended_ns),
+        started_at=rfc3339_if_any(run.started_ns),
+        ended_at=rfc3339_if_any(run.ended_ns),
         duration_s=_seconds(run.started_ns, run.ended_ns),
         steps_total=len(run.steps),
         input_tokens=run.tokens.input,
@@ -157,14 +157,14 @@ def _step(run: Run, step: Step) -> StepView:
         status=state.status,
         attempts=state.attempt,
         host=state.host,
-        dispatched_at=_at(state.dispatched_ns),
-        ended_at=_at(state.ended_ns),
+        dispatched_at=rfc3339_if_any(state.dispatched_ns),
+        ended_at=rfc3339_if_any(state.ended_ns),
         duration_s=_seconds(state.dispatched_ns, state.ended_ns),
         error=state.error or None,
         message=state.message or None,
         cause=state.cause or None,
         reused_from=state.reused_from or None,
-        waits_until=_at(waits_until_ns(run, step.id, state)),
+        waits_until=rfc3339_if_any(waits_until_ns(run, step.id, state)),
         outputs=state.outputs,
     )
 
@@ -190,10 +190,6 @@ def _body(data: bytes, *, cut: bool) -> Any:
     except (msgspec.MsgspecError, RecursionError, ValueError):
         text = data.decode(errors="replace")
     return text[:BODY_CHARS_MAX_UNREADABLE]
-
-
-def _at(at_ns: int) -> str | None:
-    return rfc3339(at_ns) if at_ns else None
 
 
 def _seconds(from_ns: int, to_ns: int) -> float | None:
