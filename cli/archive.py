@@ -11,12 +11,11 @@ from cli.proof import public_of, seals_of
 from cli.speak import common, data, ends_well, line, table, talk, with_bus
 from shared.bus import Bus
 from shared.errors import NotFound, RemitError
+from shared.proof.sealing import SEALS_FILE
 from shared.settings import data_dir as default_data_dir
 from shared.status import EXIT_FAILED
 
 KEEP_DAYS_LEAST = 7
-SEALS_FILE = "seals.jsonl"
-TO_HELP = "a folder, or s3://bucket/prefix"
 
 
 class _Archive(click.Group):

@@ -5,12 +5,8 @@ Because the run is always the third token, all of one run is `*.*.<run>` and `*.
 """
 
 import re
-from typing import NewType
 
 from shared.errors import Malformed
-
-RunId = NewType("RunId", int)
-StepId = NewType("StepId", str)
 
 EVENTS = "EVENTS"
 TIMERS = "TIMERS"

@@ -118,7 +118,6 @@ class TtyWalk:
         self.entries = 0
         self.notes: list[str] = []
         self._open: Unfinished | None = None
-        self._tail = b""
 
     def feed(self, data: bytes) -> Batch:
         """Take the next bytes and return the lines that they complete."""

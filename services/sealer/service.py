@@ -23,14 +23,13 @@ from shared.clock import rfc3339
 from shared.errors import AlreadySaid, RemitError
 from shared.events import AuditSealed, encode
 from shared.proof.keys import signer
-from shared.proof.sealing import Sealing, State, signed_bytes
+from shared.proof.sealing import SEALS_FILE, Sealing, State, signed_bytes
 from shared.pull import Gone, Reader
 from shared.streams import first_seq, standing
 from shared.subjects import AUDIT_SEALS, EVENTS, audit_sealed
 
 log = logging.getLogger("remit.sealer")
 
-SEALS_FILE = "seals.jsonl"
 STATE_FILE = "sealer.json"
 SEAL_BYTES_MAX = 65_536  # of a line in the file: hashes, a key, a signature, a few numbers
 LOOK_S = 0.25

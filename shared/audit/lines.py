@@ -55,14 +55,13 @@ class RunLine:
     """One run, from its goal on."""
 
     __slots__ = (
-        "asked", "at_goal_ns", "broken", "charged", "deadline", "deadline_ns", "id", "lines", "over", "plan",
+        "asked", "broken", "charged", "deadline", "deadline_ns", "id", "lines", "over", "plan",
         "plan_seq", "planned", "planned_ns", "requester", "said", "says", "settled", "started", "started_ns",
         "stop", "stop_seq", "tokens", "unended",
     )  # fmt: skip
 
-    def __init__(self, seq: int, at_ns: int, requester: str, says: Says) -> None:
+    def __init__(self, seq: int, requester: str, says: Says) -> None:
         self.id = seq
-        self.at_goal_ns = at_ns
         self.requester = requester
         self.says = says
         self.said: set[str] = set()

@@ -70,7 +70,7 @@ class Audit:
         tokens = subject.split(".")
         kind = f"{tokens[0]}.{tokens[1]}" if len(tokens) > 1 else subject
         if kind == "goal.submitted":
-            self._begun(tokens, seq, at_ns, data)
+            self._begun(tokens, seq, data)
             return
         heard = HEARD.get(kind)
         if heard is None or len(tokens) < 3:
@@ -113,9 +113,9 @@ class Audit:
             self.find("sequence", 0, "", [seq], f"before message {seq} there is no {gone}")
         self._last = seq
 
-    def _begun(self, tokens: list[str], seq: int, at_ns: int, data: bytes) -> None:
+    def _begun(self, tokens: list[str], seq: int, data: bytes) -> None:
         who = tokens[2] if len(tokens) == 3 and is_name(tokens[2]) else ""
-        run = RunLine(seq, at_ns, who, self)
+        run = RunLine(seq, who, self)
         key = str(seq)
         if early := self._early.pop(key, None):
             kind, early_seq = early

@@ -97,10 +97,6 @@ class Prover:
             self._links.append(((subject, seq, at_ns, data), link))
 
     @property
-    def is_whole(self) -> bool:
-        return self._sealing.size == self._seal.size
-
-    @property
     def root(self) -> str:
         return self._sealing.root.hex()
 

@@ -17,6 +17,7 @@ from shared.events import AuditSealed
 from shared.plan import canonical
 from shared.proof.merkle import EMPTY, Frontier, Tree, leaf_hash
 
+SEALS_FILE = "seals.jsonl"  # where a sealer writes its seals down, in its data directory
 _ENTRY = struct.Struct(">QQQI")
 _HEAD = struct.Struct(">QQ?")
 SIGNED = b"remit seal v1\n"  # a signature of this key over anything else is no seal

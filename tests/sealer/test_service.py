@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from cli.proof import seals_of
-from services.sealer.service import SEALS_FILE, Sealer
+from services.sealer.service import Sealer
 from shared.append import Appender
 from shared.bus import Bus
+from shared.proof.sealing import SEALS_FILE
 from tests.conftest import until
 
 

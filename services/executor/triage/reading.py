@@ -1,13 +1,11 @@
 """Reads one line that starts an event: header, structure, and the severity that it states itself."""
 
-from typing import Final, NamedTuple, final
+from typing import NamedTuple, final
 
 from msgspec import Struct
 
 from services.executor.triage import severity, structured
 from services.executor.triage.header import parse_header
-
-NAMED_LEVEL_ONLY: Final = "."  # "info: Microsoft.Hosting.Lifetime[14]": the message is on the next line
 
 
 @final
