@@ -6,7 +6,7 @@ from typing import Any
 import click
 import msgspec
 
-from cli.speak import common, data, ends_well, table, talk, with_bus
+from cli.speak import as_json, common, data, ends_well, line, table, talk, with_bus
 from shared.bus import Bus
 from shared.catalogue import ANY_TASK, BUILT_IN, Catalogue
 from shared.clock import rfc3339
@@ -221,7 +221,7 @@ def directives_history(output: str, name: str) -> None:
 
     async def read(bus: Bus) -> list[dict[str, Any]]:
         return [
-            {"at": rfc3339(at_ns), "revision": seq, "directive": msgspec.json.decode(body) if body else None}
+            {"at": rfc3339(at_ns), "revision": seq, "directive": as_json(body) if body else None}
             for seq, at_ns, body in await bus.kv_history(CONFIG_BUCKET, directive_key(name))
         ]
 
@@ -232,6 +232,15 @@ def directives_history(output: str, name: str) -> None:
         data(rows)
         return
     for row in rows:
-        found = row["directive"]
-        what = f"version {found['version']}: {', '.join(found['task_list'])}" if found else "removed"
-        click.echo(f"{row['at'][:19]}  {what}")
+        line(f"{row['at'][:19]}  {_was(row['directive'])}")
+
+
+def _was(value: Any) -> str:
+    """What stood there, for a person; anybody may have put it there."""
+    if value is None:
+        return "removed"
+    try:
+        found = msgspec.convert(value, Directive)
+    except msgspec.ValidationError as error:
+        return f"cannot be read: {error}"
+    return f"version {found.version}: {', '.join(found.task_list)}"

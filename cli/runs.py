@@ -10,11 +10,11 @@ import click
 import msgspec
 
 from cli.follow import follow, summary
-from cli.speak import ask, common, data, ends_well, line, plain, status, table, talk, with_bus
+from cli.speak import as_json, ask, common, data, ends_well, line, plain, status, table, talk, with_bus
 from shared.answering import name_of
 from shared.bus import Bus
 from shared.clock import rfc3339
-from shared.errors import UNREADABLE, NotFound, RemitError
+from shared.errors import NotFound, RemitError
 from shared.ledger import Question
 from shared.plan import GATE
 from shared.run_approvals import ANONYMOUS
@@ -194,7 +194,7 @@ def events(output: str, run: int) -> None:
             "subject": told.subject,
             "applied": not told.note,
             "note": told.note or None,
-            "data": _json(told.data),
+            "data": as_json(told.data),
         }
         for told in story.told
     ]
@@ -204,13 +204,6 @@ def events(output: str, run: int) -> None:
     for row in rows:
         row["time"] = str(row["at"])[11:23]
     table(rows, ("seq", "time", "subject", "note"))
-
-
-def _json(content: bytes) -> Any:
-    try:
-        return msgspec.json.decode(content)
-    except UNREADABLE:
-        return content.decode(errors="replace")
 
 
 @click.command()

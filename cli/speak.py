@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from shared import asking
 from shared.bus import Bus, connect
-from shared.errors import Malformed, NotFound, RemitError, Unavailable
+from shared.errors import UNREADABLE, Malformed, NotFound, RemitError, Unavailable
 from shared.ledger import Answer, Question
 from shared.settings import credentials, nats_url
 from shared.status import (
@@ -83,6 +83,14 @@ def status(word: str) -> str:
 def data(value: Any) -> None:
     """Print a value as JSON."""
     click.echo(msgspec.json.format(msgspec.json.encode(value)).decode())
+
+
+def as_json(content: bytes) -> Any:
+    """What anybody has published, as JSON; as text where it is none."""
+    try:
+        return msgspec.json.decode(content)
+    except UNREADABLE:
+        return content.decode(errors="replace")
 
 
 def table(rows: Iterable[dict[str, Any]], columns: Sequence[str], *, titles: dict[str, str] | None = None) -> None:

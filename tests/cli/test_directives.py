@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from shared.bus import Bus
+from shared.subjects import CONFIG_BUCKET, directive_key
 from tests.stack import Stack
 
 pytestmark = pytest.mark.usefixtures("client")
@@ -41,6 +42,20 @@ def test_a_directive_governs_what_a_goal_may_do(remit: Stack, client: Bus) -> No
     again = ran(remit, "set", "narrow", "--task", "fail", "--if-version", "0")
     assert again["version"] == 3, "two that differ bear no version alike"
     assert ran(remit, "set", "narrow", "--max-concurrent-runs", "2")["version"] == 4
+
+
+async def test_a_history_tells_what_somebody_has_put_there_by_hand(remit: Stack, client: Bus) -> None:
+    """Fields that are left out mean what they mean to a planner; what is none is told, and the rest with it."""
+    for value in (b'{"name":"hand"}', b"no JSON", b'{"name":"hand","version":"two"}'):
+        await client.kv_put(CONFIG_BUCKET, directive_key("hand"), value)
+    assert [row["directive"] for row in ran(remit, "history", "hand")] == [
+        {"name": "hand"}, "no JSON", {"name": "hand", "version": "two"},
+    ]  # fmt: skip
+    done = remit.remit("directives", "history", "hand")
+    assert done.returncode == 0, done.stderr
+    first, *others = done.stdout.splitlines()
+    assert first.endswith("version 0: *")
+    assert ["cannot be read" in one for one in others] == [True, True]
 
 
 def test_a_change_over_a_version_that_is_gone_is_refused(remit: Stack) -> None:
