@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from shared.bus import Bus
+from shared.subjects import CONFIG_BUCKET, allow_key
 from tests import forking
 from tests.stack import ROOT, Stack, free_port, until
 
@@ -296,6 +298,17 @@ def test_the_allow_list_is_written_and_read(stack: Stack) -> None:
     assert "docker:web" in stack.remit("allow", "ls").stdout
     assert stack.remit("allow", "rm", entry["id"]).returncode == 0
     assert all(one["id"] != entry["id"] for one in parsed(stack.remit("allow", "ls", "-o", "json")))
+
+
+async def test_an_entry_that_was_written_by_hand_goes_by_its_key(stack: Stack, client: Bus) -> None:
+    """It says another id of itself: one that was told as removed, by that id, would have gone on allowing."""
+    await client.kv_put(CONFIG_BUCKET, allow_key("by-hand"), b'{"id":"x","source":"docker:web"}')
+    assert [row["id"] for row in parsed(stack.remit("allow", "ls", "-o", "json"))] == ["by-hand"]
+    assert stack.remit("allow", "rm", "x").returncode == 6
+    assert stack.remit("allow", "disable", "by-hand").returncode == 0
+    assert [row["enabled"] for row in parsed(stack.remit("allow", "ls", "-o", "json"))] == [False]
+    assert stack.remit("allow", "rm", "by-hand").returncode == 0
+    assert await client.kv_get(CONFIG_BUCKET, allow_key("by-hand")) is None
 
 
 def test_rebuild_says_that_the_tables_are_identical(stack: Stack, done: int) -> None:
