@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 
 import msgspec
 
-from shared.errors import UNREADABLE, Malformed
+from shared.errors import Malformed
 
 DOCKER = "docker:"
 FILE = "file:"
@@ -89,15 +89,6 @@ def check(entry: AllowEntry) -> AllowEntry:
             message = f"{source[:80]!r} is not a plain path: no '..', '.', '//' or trailing '/'"
             raise Malformed(message, field="source")
     return msgspec.structs.replace(entry, source=source)
-
-
-def decode(raw: bytes) -> AllowEntry:
-    """Read an entry as it stands in KV; Malformed when it is none, so that a broken entry allows nothing."""
-    try:
-        entry = msgspec.json.decode(raw, type=AllowEntry)
-    except UNREADABLE as error:
-        raise Malformed(f"not an allow entry: {error}", field="source") from error
-    return check(entry)
 
 
 def allowed(entries: Iterable[AllowEntry], host: str, source: str) -> bool:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from shared.allow import AllowEntry, allowed, check, decode, file_patterns, path_matches
+from shared.allow import AllowEntry, allowed, check, file_patterns, path_matches
+from shared.config import entries
 from shared.errors import Malformed
 
 
@@ -96,15 +97,21 @@ def test_an_entry_that_could_mean_nothing_is_refused_with_its_field(source: str,
 
 @pytest.mark.parametrize(
     "raw",
-    [b"", b"7", b"{", b"\xff", b'{"id": "a"}', b'{"id": 1, "source": "x"}', b'{"id": "a.b", "source": "x"}'],
+    [b"", b"7", b"{", b"\xff", b'{"id": "a"}', b'{"id": 1, "source": "x"}', b'{"a":' * 1_000 + b"1" + b"}" * 1_000],
 )
-def test_what_cannot_be_read_as_an_entry_is_malformed(raw: bytes) -> None:
+def test_what_cannot_be_read_as_an_entry_allows_nothing(raw: bytes) -> None:
+    assert entries({"allow.a": raw}, "allow.", AllowEntry) == {}
+
+
+def test_an_id_that_no_key_can_hold_is_refused() -> None:
     with pytest.raises(Malformed):
-        decode(raw)
+        check(AllowEntry(id="a.b", source="web"))
 
 
 def test_a_newer_writer_s_field_is_ignored() -> None:
-    assert decode(b'{"id": "a", "source": "web", "colour": "red"}').source == "docker:web"
+    raw = b'{"id": "a", "source": "web", "colour": "red"}'
+    [entry] = entries({"allow.a": raw}, "allow.", AllowEntry).values()
+    assert check(entry).source == "docker:web"
 
 
 def test_patterns_of_this_host_s_enabled_file_entries_are_listed() -> None:

@@ -9,7 +9,6 @@ from services.executor.tasks.log_triage import _key, recall
 from services.gpu_agent.asked import asked
 from services.log_agent.docker_logs import _refusal
 from services.registry.service import _question
-from shared import allow
 from shared.asking import ask
 from shared.bus import Bus
 from shared.config import newest_version
@@ -20,7 +19,7 @@ from shared.subjects import CONFIG_BUCKET, MEMORY_BUCKET, directive_key, registr
 DEEP = b'{"deep":' + b"[" * 1_900 + b"]" * 1_900 + b"}"
 
 
-@pytest.mark.parametrize("read", [allow.decode, asked, _question])
+@pytest.mark.parametrize("read", [asked, _question])
 def test_a_request_is_malformed(read: Callable[[bytes], object]) -> None:
     with pytest.raises(Malformed):
         read(DEEP)
