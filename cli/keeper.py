@@ -19,6 +19,7 @@ import msgspec
 
 from shared.bus import Bus, connect
 from shared.errors import RemitError, Unavailable
+from shared.settings import credentials
 from shared.streams import AT_ONCE, PLANNER, pulled
 from shared.subjects import worker_consumer
 
@@ -271,7 +272,7 @@ def nats_server() -> str:
 
 async def until_ready(url: str, services: Sequence[str], *, patience_s: float = 30.0) -> Bus:
     """A connection, as soon as every service that answers requests does, goals are taken and steps performed."""
-    bus = await connect(url, "remit-keeper")
+    bus = await connect(url, "remit-keeper", credentials=credentials())
     try:
         await _all_ready(bus, services, patience_s)
     except BaseException:

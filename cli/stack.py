@@ -16,7 +16,7 @@ from cli.keeper import SERVICES, Keeper, module, until_ready
 from cli.speak import archive_option, ends_well, forget_unsaid, nats_option, talk
 from shared.bus import PORT, bare, connect
 from shared.errors import RemitError
-from shared.settings import HTTP_DEFAULT, data_dir, host_name
+from shared.settings import HTTP_DEFAULT, credentials, data_dir, host_name
 from shared.streams import REPLICAS, ensure
 
 REPLICAS_HELP = (
@@ -105,7 +105,7 @@ async def _up(where: Path, nats: str | None, nats_port: int, http_port: int, hos
     keeper = Keeper(where, talk)
     try:
         if nats:
-            bus = await connect(nats, "remit-up")
+            bus = await connect(nats, "remit-up", credentials=credentials())
             if replicas > 1:  # what cannot be is told here, not in the log of each service
                 await ensure(bus, replicas)
             await bus.close()

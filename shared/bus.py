@@ -510,6 +510,10 @@ async def connect(
             ),
             CONNECT_TIMEOUT_S * 2,
         )
+    except ImportError as missing:
+        raise RemitError(
+            f"credentials for NATS need the package {missing.name}: pip install {missing.name}"
+        ) from missing
     except (nats.errors.Error, OSError, TimeoutError) as trouble:
         raise Unavailable(f"cannot connect to NATS at {bare(url)}: {trouble or type(trouble).__name__}") from trouble
     version = client.connected_server_version

@@ -1,5 +1,6 @@
 """What a process is told by its environment: a value that cannot be meant is told with the variable's name."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,9 @@ import pytest
 
 from shared import settings
 from shared.bus import connect
-from shared.errors import Malformed, Unavailable
+from shared.errors import Malformed, RemitError, Unavailable
 from shared.settings import Count, Seconds
-from tests.stack import free_port, stack, until
+from tests.stack import Stack, free_port, stack, until
 
 CREDENTIALS = """-----BEGIN NATS USER JWT-----
 eyJ
@@ -40,6 +41,17 @@ def test_a_setting_that_cannot_be_meant_is_named(kind: Any, text: str, monkeypat
     with pytest.raises(Malformed, match=f"REMIT_SOME='{text}': Expected") as refused:
         settings.setting("SOME", kind, 7)
     assert refused.value.field == "REMIT_SOME"
+
+
+async def test_credentials_without_the_package_that_reads_them_are_told_so(
+    server: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of Remit needs it else; every process that was given such a file ended in a traceback."""
+    monkeypatch.setitem(sys.modules, "nkeys", None)
+    file = tmp_path / "remit.creds"
+    file.write_text(CREDENTIALS)
+    with pytest.raises(RemitError, match="pip install nkeys"):
+        await connect(server.url, "test", credentials=str(file))
 
 
 def test_credentials_are_a_file_that_holds_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
