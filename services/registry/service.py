@@ -26,6 +26,7 @@ from shared.plan import malformed
 from shared.pull import Gone, Reader
 from shared.streams import last_seq, standing
 from shared.subjects import CONFIG_BUCKET, EVENTS, registry
+from shared.waiting import to_the_end
 
 log = logging.getLogger("remit.registry")
 
@@ -171,8 +172,8 @@ class Registry:
                 return
             batch = self._fold.take()
             try:
-                # A write that was begun is finished, whoever stops waiting for it.
-                await asyncio.shield(self._in(self._writing, self._store.write, batch))
+                # A write that was begun is waited for, whoever stops waiting for this: the next one goes behind it.
+                await to_the_end(self._in(self._writing, self._store.write, batch))
             except Exception as error:
                 # Whoever asked for this flush, a question even: the fold is past what is written nowhere, so nothing
                 # may be written behind it. The flusher ends the process; the next one folds it again.
