@@ -5,7 +5,6 @@ NATS is still there; they are killed by the kernel when the keeper itself is kil
 """
 
 import asyncio
-import ctypes
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from shared.bus import Bus, connect
+from shared.children import die_with_parent
 from shared.errors import RemitError, Unavailable
 from shared.settings import credentials
 from shared.streams import AT_ONCE, PLANNER, pulled
@@ -32,17 +32,10 @@ STEADY_S = 30.0  # who has lived so long starts with the first pause again
 LOG_BYTES_MAX = 20_000_000  # a service's log is put aside at start-up when it is larger
 PORT_TAKEN = "its port is taken"
 LAST_WORDS_BYTES = 4_000
-PR_SET_PDEATHSIG = 1
-
-_libc = ctypes.CDLL(None)
 
 
 def module(service: str) -> str:
     return f"services.{service.replace('-', '_')}"
-
-
-def _die_with_keeper() -> None:
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class _Told(msgspec.Struct):
@@ -95,7 +88,7 @@ class Keeper:
                 stderr=log,
                 env={**os.environ, **environment},
                 start_new_session=True,
-                preexec_fn=_die_with_keeper,
+                preexec_fn=die_with_parent,
             )
 
     async def start_nats(self, port: int) -> str:

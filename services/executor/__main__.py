@@ -12,10 +12,10 @@ from typing import Annotated
 
 import msgspec
 
-from services.executor.processes import die_with_parent
 from services.executor.service import Executor
 from shared import process
 from shared.append import Appender
+from shared.children import die_with_parent
 from shared.config import Config
 from shared.settings import host_name, setting
 

@@ -7,7 +7,6 @@ containers are for.
 """
 
 import asyncio
-import ctypes
 import os
 import signal
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from shared.children import die_with_parent
 from shared.waiting import to_the_end
 
 GRACE_S = 3.0
@@ -22,9 +22,6 @@ LOOK_S = 0.05
 GONE_WITHIN_S = 10.0
 LAST_WORDS_S = 1.0  # for what lies in the pipe when all of the group has ended
 OUTPUT_BYTES_MAX = 1_000_000
-PR_SET_PDEATHSIG = 1
-
-_libc = ctypes.CDLL(None)
 
 
 class Finished(msgspec.Struct, frozen=True):
@@ -102,11 +99,6 @@ class _Tail:
     def close(self) -> None:
         self._reading.cancel()
         self._transport.close()
-
-
-def die_with_parent() -> None:
-    """Let the kernel kill this process when the one that has started it dies."""
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:
