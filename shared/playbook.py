@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from shared.errors import UNREADABLE
 from shared.plan import Attempts, Kind, OnFailure, Pause, Problem, Seconds, StepName, Token, canonical, malformed
 
 PLAYBOOK_BYTES_MAX = 65_536
@@ -131,7 +132,7 @@ def read_playbook(data: bytes, name: str) -> tuple[Playbook | None, list[Problem
         raw = tomllib.loads(data.decode())
     except UnicodeDecodeError as error:
         return None, [Problem(f"the playbook is not UTF-8 (byte {error.start})", "toml")]
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except UNREADABLE as error:  # TOML that is none, or a number that Python does not read
         return None, [Problem(f"the playbook is not TOML: {str(error)[:200]}", "toml")]
     problems: list[Problem] = []
     raw = _plain(raw, "", problems, DEPTH_MAX)
@@ -443,6 +444,7 @@ def _plain(value: Any, where: str, problems: list[Problem], depth: int) -> Any:
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 1 << 53:
-        problems.append(Problem(f"{value} is beyond what every reader can hold exactly", where))
+        bits = value.bit_length()  # to write out thousands of digits is an error of its own
+        problems.append(Problem(f"it has {bits} bits, which is beyond what every reader can hold exactly", where))
         return 0
     return value

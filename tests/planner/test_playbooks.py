@@ -488,6 +488,8 @@ default = "y"
         steps(NOOP + "\ninputs = { x = inf, y = 123456789012345678901234567890 }"),
         ["steps[0].inputs.x", "steps[0].inputs.y"],
     ),
+    "a number of thousands of digits": (steps(NOOP + f"\ninputs = {{ x = {'1' * 5_000} }}"), ["toml"]),
+    "one that is written in few": (steps(NOOP + f"\ninputs = {{ x = 0x{'f' * 5_000} }}"), ["steps[0].inputs.x"]),
     "too large": ("#" * 70_000, ["toml"]),
     "too deep": (steps(NOOP + f"\ninputs = {{ x = {'[' * 40}{']' * 40} }}"), ["steps[0].inputs.x" + "[0]" * 12]),
 }  # fmt: skip
