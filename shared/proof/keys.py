@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -50,8 +51,9 @@ def signer(folder: Path, *, make: bool = True) -> Signer:
         folder.mkdir(parents=True, exist_ok=True)
         form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         data = Ed25519PrivateKey.generate().private_bytes(serialization.Encoding.PEM, form, plain)
-        part = path.with_name(f"{path.name}.{os.getpid()}")
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        # A name of its own: in a container a process that was killed here has its number again.
+        descriptor, part = tempfile.mkstemp(prefix=f"{KEY_FILE}.", dir=folder)
+        with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -60,7 +62,7 @@ def signer(folder: Path, *, make: bool = True) -> Signer:
         except FileExistsError:
             pass
         finally:
-            part.unlink()
+            os.unlink(part)
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except ValueError as error:

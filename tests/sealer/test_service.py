@@ -1,11 +1,13 @@
 """The sealer on a real stream: what it has written down can be read, whatever ended the sealer before it."""
 
+import os
 from pathlib import Path
 
 from cli.proof import seals_of
 from services.sealer.service import Sealer
 from shared.append import Appender
 from shared.bus import Bus
+from shared.proof.keys import KEY_FILE, signer
 from shared.proof.sealing import SEALS_FILE
 from tests.conftest import until
 
@@ -31,3 +33,11 @@ async def test_a_seal_that_was_written_by_half_is_in_no_later_ones_way(bus: Bus,
     assert file.read_bytes().startswith(first)
     assert len(seals_of(file)) == 2
     appender.stop()
+
+
+def test_a_key_that_was_made_by_half_is_made_anew(tmp_path: Path) -> None:
+    """By a process that was killed as it wrote it, and whose number this one has: so it is in a container."""
+    (tmp_path / f"{KEY_FILE}.{os.getpid()}").write_bytes(b"-----BEGIN PRIV")
+    made = signer(tmp_path)
+    assert signer(tmp_path).name == made.name
+    assert (tmp_path / KEY_FILE).stat().st_mode & 0o777 == 0o600
