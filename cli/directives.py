@@ -11,8 +11,8 @@ from shared.bus import Bus
 from shared.catalogue import ANY_TASK, BUILT_IN, Catalogue
 from shared.clock import rfc3339
 from shared.config import Config, newest_version
-from shared.errors import UNREADABLE, AlreadySaid, Malformed, NotFound
-from shared.plan import BUDGET_LIMITS, Directive, Problem, directive_problems, malformed
+from shared.errors import UNREADABLE, AlreadySaid, Malformed, NotFound, malformed
+from shared.plan import BUDGET_LIMITS, Directive, Problem, directive_problems
 from shared.schedule import Schedule
 from shared.subjects import CONFIG_BUCKET, directive_key, schedule_key, token
 

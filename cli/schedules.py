@@ -15,9 +15,8 @@ from cli.speak import common, data, ends_well, line, table, talk, with_bus
 from shared.bus import Bus
 from shared.clock import NS_PER_S, now, now_ns, parse_ns, rfc3339
 from shared.config import Config, newest_version
-from shared.errors import UNREADABLE, AlreadySaid, Malformed, NotFound
+from shared.errors import UNREADABLE, AlreadySaid, Malformed, NotFound, malformed
 from shared.events import GoalRejected, ScheduleTicked
-from shared.plan import malformed
 from shared.schedule import CatchUp, Overlap, Schedule, check_schedule, next_tick, ticks, wall_text
 from shared.status import EXIT_REJECTED
 from shared.streams import server_now_ns

@@ -4,6 +4,8 @@
 it is how the stream says that a fact has been there all along.
 """
 
+import re
+
 # What `msgspec` raises of bytes that are not what they should be: no UTF-8, no JSON, another shape, nested too deeply.
 UNREADABLE = (ValueError, RecursionError)
 
@@ -35,3 +37,14 @@ class Unavailable(RemitError):
 
 class AlreadySaid(RemitError):
     """A create-only subject holds a message already. Not a failure: whoever repeats a fact gets this."""
+
+
+_AT = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`$")
+
+
+def malformed(error: Exception) -> Malformed:
+    """msgspec's complaint with the field's path taken out of the text and named."""
+    text = str(error)
+    match = _AT.search(text)
+    field = match.group(1) if match else ""
+    return Malformed(_AT.sub("", text) or type(error).__name__, field=field)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from shared.clock import parse_ns
-from shared.errors import UNREADABLE, Malformed
+from shared.errors import UNREADABLE, malformed
 from shared.subjects import is_principal, is_step_id, is_token
 from shared.text import is_text
 
@@ -361,15 +361,6 @@ def hash_of(fields: dict[str, Any]) -> str:
 
 _EXPONENT = re.compile(rb"[0-9]e-?[0-9]")
 _goal_decoder = msgspec.json.Decoder(Goal)
-_AT = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`$")
-
-
-def malformed(error: Exception) -> Malformed:
-    """msgspec's complaint with the field's path taken out of the text and named."""
-    text = str(error)
-    match = _AT.search(text)
-    field = match.group(1) if match else ""
-    return Malformed(_AT.sub("", text) or type(error).__name__, field=field)
 
 
 def read_goal(data: bytes) -> tuple[Goal | None, list[Problem]]:

@@ -20,8 +20,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from shared.errors import UNREADABLE
-from shared.plan import Attempts, Kind, OnFailure, Pause, Problem, Seconds, StepName, Token, canonical, malformed
+from shared.errors import UNREADABLE, malformed
+from shared.plan import Attempts, Kind, OnFailure, Pause, Problem, Seconds, StepName, Token, canonical
 
 PLAYBOOK_BYTES_MAX = 65_536
 DEPTH_MAX = 16

@@ -7,9 +7,9 @@ import msgspec
 from aiohttp import web
 
 from services.gateway.problems import Problem
-from shared.errors import UNREADABLE, Malformed
+from shared.errors import UNREADABLE, Malformed, malformed
 from shared.ledger import LIMIT_MAX, By
-from shared.plan import GOAL_BYTES_MAX, malformed
+from shared.plan import GOAL_BYTES_MAX
 from shared.status import ApprovalStatus, RunStatus
 from shared.subjects import RUN_DIGITS_MAX
 

@@ -1,16 +1,14 @@
 """What may be asked of the agent. Pure: bytes in, a request out, or a refusal that names the field."""
 
 import math
-import re
 
 import msgspec
 
-from shared.errors import UNREADABLE, Malformed
+from shared.errors import UNREADABLE, Malformed, malformed
 from shared.gpu import WINDOW_S_MAX, GpuReportRequest
 
 REQUEST_BYTES_MAX = 4096
 
-_PATH = re.compile(r"`\$\.?([^`]*)`")
 _LIMITS = {"window_s": WINDOW_S_MAX, "utilization_above_pct": 100.0, "memory_above_pct": 100.0}
 
 
@@ -22,11 +20,8 @@ def asked(data: bytes) -> GpuReportRequest:
         return GpuReportRequest()
     try:
         request = msgspec.json.decode(data, type=GpuReportRequest)
-    except msgspec.ValidationError as error:
-        at = _PATH.search(str(error))
-        raise Malformed(str(error), field=at.group(1) if at else "") from error
     except UNREADABLE as error:
-        raise Malformed(f"not JSON: {error}") from error
+        raise malformed(error) from error
     for field, most in _LIMITS.items():
         value = getattr(request, field)
         least_is_allowed = field != "window_s"

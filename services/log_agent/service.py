@@ -22,7 +22,7 @@ from services.log_agent.file_read import read_file
 from shared import clock, subjects
 from shared.allow import container_name, file_path, normal
 from shared.bus import Bus
-from shared.errors import UNREADABLE, Malformed, NotFound, Refused, RemitError, Unavailable
+from shared.errors import UNREADABLE, Malformed, NotFound, Refused, RemitError, Unavailable, malformed
 from shared.logs import (
     ANSWER_WAIT_S,
     LogChunk,
@@ -174,7 +174,5 @@ _KINDS: dict[type[RemitError], str] = {
 def _asked(data: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.ValidationError as error:
-        raise Malformed(str(error), field=str(error).partition("`$.")[2].rstrip("`")) from error
     except UNREADABLE as error:
-        raise Malformed(f"the request is not JSON: {error}") from error
+        raise malformed(error) from error

@@ -20,9 +20,8 @@ from services.registry.fold import Fold
 from services.registry.rebuild import WAY_OUT, from_archive, rebuild
 from services.registry.store import Damaged, Store, put_aside
 from shared.bus import Bus
-from shared.errors import UNREADABLE, Malformed, RemitError
+from shared.errors import UNREADABLE, Malformed, RemitError, malformed
 from shared.ledger import LIMIT_MAX, SELECT_ROWS_MAX, Answer, Question, Rates
-from shared.plan import malformed
 from shared.pull import Gone, Reader
 from shared.streams import last_seq, standing
 from shared.subjects import CONFIG_BUCKET, EVENTS, registry
