@@ -132,7 +132,11 @@ class TtyWalk:
 
     def unfinished(self) -> list[Unfinished]:
         """Return the line that still lacks its end."""
-        return [self._open] if self._open else []
+        if self._open is None:
+            return []
+        match = _STAMP.match(b"".join(self._open.parts))  # it may have come in pieces
+        self._open.stamp = match.group() if match else b""
+        return [self._open]
 
     def flush(self) -> Batch:
         """Return what is left as a line: nothing more will come."""

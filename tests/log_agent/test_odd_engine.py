@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from services.log_agent import docker_engine, docker_logs, engine_threads
@@ -14,6 +15,7 @@ from services.log_agent.allow_list import AllowList
 from services.log_agent.docker_engine import DockerEngine
 from services.log_agent.docker_logs import EngineLogs
 from services.log_agent.engine_address import engine_address
+from services.log_agent.frames import PART_BYTES
 from services.log_agent.service import Agent
 from shared.bus import Bus
 from shared.config import Config
@@ -150,6 +152,27 @@ async def test_a_stamp_that_is_no_time_is_none_and_its_line_is_read(bus: Bus, od
     lines, last = await texts(bus, "docker:web")
     assert lines == ["odd", "ancient"]
     assert (await texts(bus, "docker:web", cursor=last.cursor))[0] == []
+
+
+@pytest.mark.usefixtures("agent")
+@pytest.mark.parametrize("tty", [False, True])
+async def test_a_long_line_that_is_being_written_is_left_for_the_next_read(bus: Bus, odd: StandIn, tty: bool) -> None:
+    """Its head handed over now, its rest would be none of the next read's: it has the same stamp."""
+    stamp = "2026-11-21T09:52:02.315025555Z"
+    inspect = {"Id": CONTAINER, "Name": "/web", "Config": {"Tty": tty}, "State": {"Running": True}}
+    for name in ("web", CONTAINER):
+        odd.answers[f"/containers/{name}/json"] = (200, msgspec.json.encode(inspect))
+
+    def log(*parts: str) -> tuple[int, bytes]:
+        said = [f"{stamp} {part}" for part in ("before\n", *parts)]
+        return 200, "".join(said).encode() if tty else framed(*said)
+
+    odd.answers[LOGS] = log("z" * PART_BYTES)
+    lines, last = await texts(bus, "docker:web")
+    assert lines == ["before"] and "unfinished" in last.notes[0]
+    odd.answers[LOGS] = log("z" * PART_BYTES, "end\n", "after\n")
+    lines, last = await texts(bus, "docker:web", cursor=last.cursor)
+    assert (lines, last.notes) == (["z" * PART_BYTES + "end", "after"], [])
 
 
 @pytest.mark.usefixtures("agent")
