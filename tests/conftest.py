@@ -3,10 +3,12 @@
 import ast
 import asyncio
 import gc
+import importlib
 import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from shared.streams import ensure
 from tests.stack import SERVICES, Stack, stack
 
 WITHIN_S = 30.0
+FOLDER = Path(__file__).parent
 
 _parse = ast.parse
 
@@ -39,12 +42,27 @@ ast.parse = _parse_undisturbed  # hypothesis and inspect parse, too
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """What hypothesis knows of Unicode, which it keeps in a file, is made once and not by each test process."""
-    if session.config.getoption("numprocesses", None) and not hasattr(session.config, "workerinput"):
+    """What is computed once and kept in a file is computed once, and not by each test process at the same time: the
+    code of a fresh checkout, and what hypothesis knows of Unicode.
+    """
+    worker: dict[str, Any] | None = getattr(session.config, "workerinput", None)
+    if worker and [str(Path(arg).resolve()) for arg in session.config.args] == [str(FOLDER)]:
+        _import_from_elsewhere(int(worker["workerid"].removeprefix("gw")), worker["workercount"])
+    elif not worker and session.config.getoption("numprocesses", None):
         made = subprocess.Popen(
             [sys.executable, "-c", "from hypothesis import strategies; strategies.text().validate()"]
         )
         session.config.add_cleanup(made.wait)
+
+
+def _import_from_elsewhere(number: int, workers: int) -> None:
+    """Import the test modules, each process beginning at another place: the others find what it has compiled."""
+    names = [".".join(path.relative_to(FOLDER.parent).with_suffix("").parts) for path in FOLDER.rglob("test_*.py")]
+    names.sort()
+    first = len(names) * number // workers
+    for name in names[first:] + names[:first]:
+        with suppress(Exception, pytest.skip.Exception):  # pytest imports it again, and tells
+            importlib.import_module(name)
 
 
 @pytest.hookimpl(wrapper=True)
