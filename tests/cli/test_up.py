@@ -11,8 +11,11 @@ import sys
 import termios
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from cli.keeper import SERVICES
 from tests import forking, terminal
@@ -59,10 +62,18 @@ class Up:
         return {name: pid for pid, name in descendants(self.process.pid)}
 
     def remit(self, *argv: str) -> subprocess.CompletedProcess[str]:
-        url = f"nats://127.0.0.1:{self.port('NATS')}"
-        return forking.run(
-            [sys.executable, "-m", "cli", *argv], {**environment(self.folder), "REMIT_NATS_URL": url}, 60
-        )
+        return remit(self.folder, f"nats://127.0.0.1:{self.port('NATS')}", *argv)
+
+
+def remit(folder: Path, url: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Run the CLI against this NATS."""
+    return forking.run([sys.executable, "-m", "cli", *argv], {**environment(folder), "REMIT_NATS_URL": url}, 60)
+
+
+def submitted(folder: Path, url: str) -> int:
+    """A run of one step that has ended."""
+    done = remit(folder, url, "submit", "--task", "noop", "--wait", "-o", "json")
+    return int(json.loads(done.stdout)["run"])
 
 
 def descendants(parent: int) -> Iterator[tuple[int, str]]:
@@ -132,7 +143,7 @@ def test_a_stack_is_started_kept_and_ended(tmp_path: Path) -> None:
         assert "Traceback" not in stack.text()
 
 
-def test_a_setting_that_cannot_be_read_is_told_and_the_stack_is_not_ready(tmp_path: Path) -> None:
+def test_a_setting_that_cannot_be_read_is_told_and_ctrl_c_before_it_is_ready_ends_it_quietly(tmp_path: Path) -> None:
     """No step can run: the reason is said where `up` was called, ever less often, and the doctor sees it, too."""
     with up(tmp_path, REMIT_SLOTS="abc") as stack:
         until(lambda: stack.text().count("executor ended (1): REMIT_SLOTS='abc'") == 2, "it is told")
@@ -140,81 +151,29 @@ def test_a_setting_that_cannot_be_read_is_told_and_the_stack_is_not_ready(tmp_pa
         assert answered.returncode == 1
         assert {one["what"]: one["state"] for one in json.loads(answered.stdout)}["workers"] == "failing"
         assert "ready" not in stack.text()
-        assert "Traceback" not in stack.text()
-
-
-def test_ctrl_c_before_it_is_ready_ends_it_quietly(tmp_path: Path) -> None:
-    with up(tmp_path, REMIT_SLOTS="abc") as stack:  # so it is not ready soon
-        until(lambda: "executor ended (1)" in stack.text(), "it waits")
         stack.process.send_signal(signal.SIGINT)
         assert stack.process.wait(ENDED_WITHIN_S) == 0, stack.text()
         assert "NATS lost" not in stack.text()
         assert "Traceback" not in stack.text()
 
 
-def test_nats_itself_comes_back_on_its_port_with_its_store(tmp_path: Path) -> None:
-    with up(tmp_path) as stack:
-        stack.ready()
-        port = stack.port("NATS")
-        run = json.loads(stack.remit("submit", "--task", "noop", "--wait", "-o", "json").stdout)["run"]
-        os.kill(stack.children()["nats-server"], signal.SIGKILL)
-        until(lambda: "nats-server ended (-9)" in stack.text(), "it is told")
-        until(lambda: stack.remit("submit", "--task", "noop", "--wait").returncode == 0, "runs run again")
-        assert stack.port("NATS") == port
-        assert stack.remit("show", str(run)).returncode == 0
-        stack.process.send_signal(signal.SIGTERM)
-        assert stack.process.wait(ENDED_WITHIN_S) == 0, stack.text()
+@dataclass
+class Closed:
+    """A stack whose terminal was closed: where its data is, a run that it had, its exit status, what it left."""
+
+    folder: Path
+    run: int
+    status: int
+    left: list[int]
 
 
-def test_nats_comes_back_whatever_was_in_the_way(tmp_path: Path) -> None:
-    """Its configuration gone, no room for a new one, its port stolen: told with the reason, and ever less often."""
-    with up(tmp_path) as stack:
-        stack.ready()
-        conf, port = stack.data / "nats.conf", stack.port("NATS")
-        conf.unlink()
-        conf.mkdir()  # nothing can be put in its place, as on a full disk
-        os.kill(stack.children()["nats-server"], signal.SIGKILL)
-        until(lambda: "nats-server cannot be started yet: " in stack.text(), "it is told")
-        with socket.create_server(("127.0.0.1", port)):
-            conf.rmdir()
-            until(lambda: stack.text().count("its port is taken") >= 2, "the reason is told")
-        told = re.findall(r"nats-server .*", stack.text())
-        assert len(told) < 8, told
-        until(lambda: stack.remit("submit", "--task", "noop", "--wait").returncode == 0, "runs run again")
-
-
-def test_a_second_stack_on_the_same_data_is_refused(tmp_path: Path) -> None:
-    """Two on one store would ruin it; once the first has ended, its data is there for the next."""
-    with up(tmp_path) as stack:
-        stack.ready()
-        run = json.loads(stack.remit("submit", "--task", "noop", "--wait", "-o", "json").stdout)["run"]
-        second = subprocess.run(
-            [sys.executable, "-m", "cli", "up", "--data-dir", str(stack.data), "--nats-port", "0", "--http-port", "0"],
-            env=environment(tmp_path),
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
-        assert second.returncode == 1
-        assert str(stack.data) in second.stderr
-        assert len(second.stderr.splitlines()) == 1
-        assert stack.remit("submit", "--task", "noop", "--wait").returncode == 0
-        stack.process.send_signal(signal.SIGINT)
-        assert stack.process.wait(ENDED_WITHIN_S) == 0
-    stack.said.unlink()
-    with up(tmp_path) as again:
-        again.ready()
-        assert again.remit("show", str(run)).returncode == 0
-
-
-def test_a_closed_terminal_lets_it_drain(tmp_path: Path) -> None:
-    """The hang-up is heard like Ctrl-C, though nobody can be told any more: what runs is handed back, not cut off."""
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Closed]:
+    folder = tmp_path_factory.mktemp("up")
     ours, theirs = terminal.opened()
     process = subprocess.Popen(
-        [sys.executable, "-m", "cli", "up", "--data-dir", str(tmp_path / "data"), "--nats-port", "0",
-         "--http-port", "0"],
-        env=environment(tmp_path), cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        [sys.executable, "-m", "cli", "up", "--data-dir", str(folder / "data"), "--nats-port", "0", "--http-port", "0"],
+        env=environment(folder), cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # fmt: skip
     os.close(theirs)
@@ -222,27 +181,83 @@ def test_a_closed_terminal_lets_it_drain(tmp_path: Path) -> None:
         said = b""
         while b"ready; try" not in said:
             said += os.read(ours, 4096)
+        run = submitted(folder, *re.findall(r"^NATS (\S+)", said.decode(), re.MULTILINE))
         below = [pid for pid, _ in descendants(process.pid)]
         os.close(ours)
-        assert process.wait(ENDED_WITHIN_S) == 0
-        assert not [pid for pid in below if alive(pid)]
+        status = process.wait(ENDED_WITHIN_S)
+        yield Closed(folder, run, status, [pid for pid in below if alive(pid)])
     finally:
         process.kill()
 
 
-def test_under_nohup_it_outlives_its_terminal(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def kept(closed: Closed) -> Iterator[Up]:
+    """Started under nohup on the data of one that has ended; what the tests do to it, it survives."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        stack = Up(tmp_path, "--nats-port", "0", "--http-port", "0")
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    try:
-        stack.ready().process.send_signal(signal.SIGHUP)
-        assert stack.remit("submit", "--task", "noop", "--wait").returncode == 0
+    with ExitStack() as started:
+        try:
+            stack = started.enter_context(up(closed.folder))
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        yield stack.ready()
         stack.process.send_signal(signal.SIGTERM)
         assert stack.process.wait(ENDED_WITHIN_S) == 0, stack.text()
-    finally:
-        stack.process.kill()
+
+
+def test_a_closed_terminal_lets_it_drain(closed: Closed) -> None:
+    """The hang-up is heard like Ctrl-C, though nobody can be told any more: what runs is handed back, not cut off."""
+    assert closed.status == 0
+    assert not closed.left
+
+
+def test_what_one_has_done_is_there_for_the_next_on_its_data(closed: Closed, kept: Up) -> None:
+    assert kept.remit("show", str(closed.run)).returncode == 0
+
+
+def test_under_nohup_it_outlives_its_terminal(kept: Up) -> None:
+    kept.process.send_signal(signal.SIGHUP)
+    assert kept.remit("submit", "--task", "noop", "--wait").returncode == 0
+
+
+def test_a_second_stack_on_the_same_data_is_refused(kept: Up) -> None:
+    """Two on one store would ruin it."""
+    second = subprocess.run(
+        [sys.executable, "-m", "cli", "up", "--data-dir", str(kept.data), "--nats-port", "0", "--http-port", "0"],
+        env=environment(kept.folder),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert second.returncode == 1
+    assert str(kept.data) in second.stderr
+    assert len(second.stderr.splitlines()) == 1
+    assert kept.remit("submit", "--task", "noop", "--wait").returncode == 0
+
+
+def test_nats_itself_comes_back_on_its_port_with_its_store(kept: Up) -> None:
+    port, before = kept.port("NATS"), len(kept.text())
+    run = submitted(kept.folder, f"nats://127.0.0.1:{port}")
+    os.kill(kept.children()["nats-server"], signal.SIGKILL)
+    until(lambda: "nats-server ended (-9)" in kept.text()[before:], "it is told")
+    until(lambda: kept.remit("submit", "--task", "noop", "--wait").returncode == 0, "runs run again")
+    assert kept.port("NATS") == port
+    assert kept.remit("show", str(run)).returncode == 0
+
+
+def test_nats_comes_back_whatever_was_in_the_way(kept: Up) -> None:
+    """Its configuration gone, no room for a new one, its port stolen: told with the reason, and ever less often."""
+    conf, port, before = kept.data / "nats.conf", kept.port("NATS"), len(kept.text())
+    conf.unlink()
+    conf.mkdir()  # nothing can be put in its place, as on a full disk
+    os.kill(kept.children()["nats-server"], signal.SIGKILL)
+    until(lambda: "nats-server cannot be started yet: " in kept.text()[before:], "it is told")
+    with socket.create_server(("127.0.0.1", port)):
+        conf.rmdir()
+        until(lambda: kept.text()[before:].count("its port is taken") >= 2, "the reason is told")
+    told = re.findall(r"nats-server .*", kept.text()[before:])
+    assert len(told) < 8, told
+    until(lambda: kept.remit("submit", "--task", "noop", "--wait").returncode == 0, "runs run again")
 
 
 def taken() -> socket.socket:
