@@ -28,6 +28,7 @@ NATS_READY_S = 15.0
 DRAIN_S = 20.0
 AGAIN_S = 0.5  # the first pause before a dead service is started again; doubled up to
 AGAIN_MAX_S = 10.0
+LOOK_S = 0.05  # how often it is asked whether a service that starts is ready
 STEADY_S = 30.0  # who has lived so long starts with the first pause again
 LOG_BYTES_MAX = 20_000_000  # a service's log is put aside at start-up when it is larger
 PORT_TAKEN = "its port is taken"
@@ -295,5 +296,5 @@ async def _all_ready(bus: Bus, services: Sequence[str], patience_s: float) -> No
         late = ", ".join([*waiting, *queues])
         if late and time.monotonic() > end_s:
             raise Unavailable(f"not ready within {patience_s:g} s: {late}; see their logs")
-        if late and not waiting:
-            await asyncio.sleep(0.05)
+        if late:  # that nobody answers is said at once: asking again at once takes the cores from those who start
+            await asyncio.sleep(LOOK_S)

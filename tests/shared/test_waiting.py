@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from cli.keeper import SERVICES, until_ready
+from cli.keeper import LOOK_S, SERVICES, until_ready
 from shared import waiting
 from shared.bus import Bus
+from shared.errors import Unavailable
 from tests.stack import Stack
 
 WaitFor = Callable[[Awaitable[Any], float | None], Awaitable[Any]]
@@ -92,3 +93,20 @@ async def test_whoever_waits_for_a_stack_can_be_told_to_stop_at_any_moment(serve
         task.cancel()
         await asyncio.wait({task}, timeout=5)
         assert task.cancelled()
+
+
+async def test_whoever_waits_for_a_stack_asks_no_faster_for_being_refused_at_once(
+    server: Stack, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That nobody answers is said by NATS itself, at once."""
+    asked: list[str] = []
+    ask = Bus.request_all
+
+    async def count(self: Bus, subject: str, **limits: float) -> list[bytes]:
+        asked.append(subject)
+        return await ask(self, subject, **limits)
+
+    monkeypatch.setattr(Bus, "request_all", count)
+    with pytest.raises(Unavailable, match="registry"):
+        await until_ready(server.url, ["registry"], patience_s=20 * LOOK_S)
+    assert 1 < len(asked) < 25
