@@ -36,12 +36,11 @@ from shared.subjects import (
 from tests import forking
 from tests.auditor import Message, audit
 from tests.chaos import mix
-from tests.chaos.mix import Kind
+from tests.chaos.mix import LEASE_S, Kind
 from tests.chaos.robot import Robot
 from tests.conftest import WITHIN_S, until
 from tests.stack import ROOT, Stack
 
-LEASE_S = 2
 CANCEL_PATIENCE_S = 4
 # Every process of the stack gets this lease and this patience: see short_lease/sitecustomize.py.
 SHORT_LEASE = {

@@ -11,6 +11,7 @@ from typing import Any
 
 SLOW_TASK = "chaos-slow"  # done by an outsider's worker: tests/chaos/slow_worker.py
 TOKENS_TASK = "chaos-tokens"  # its other task
+LEASE_S = 2  # every process of the stack has it: tests/chaos/short_lease
 HOST = "testhost"  # what tests/stack.py calls itself
 # So long sleeps only who is to be cancelled or to run out of time; the odd number finds its processes again.
 LONG_S = 100 + os.getpid() % 10_000 / 1_000

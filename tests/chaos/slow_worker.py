@@ -19,8 +19,7 @@ from shared.bus import Bus, connect
 from shared.errors import AlreadySaid, Unavailable
 from shared.pull import Delivery, Puller
 from shared.settings import nats_url
-from tests.chaos.load import LEASE_S
-from tests.chaos.mix import SLOW_TASK, TOKENS_TASK
+from tests.chaos.mix import LEASE_S, SLOW_TASK, TOKENS_TASK
 
 TAKES_S = (0.05, 0.4)
 NATS_AGAIN_S = 0.2
