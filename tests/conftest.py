@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import atexit
 import gc
 import importlib
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from cli.keeper import until_ready
 from shared.bus import Bus, connect
 from shared.errors import RemitError
 from shared.streams import ensure
@@ -53,6 +55,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             [sys.executable, "-c", "from hypothesis import strategies; strategies.text().validate()"]
         )
         session.config.add_cleanup(made.wait)
+
+
+def pytest_sessionfinish() -> None:
+    """pytest collects garbage five times at its end, for warnings that are ignored here: a second of each process."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # the interpreter's own end gives back what extensions would complain of
 
 
 def _import_from_elsewhere(number: int, workers: int) -> None:
@@ -121,9 +129,14 @@ async def bus(server: Stack) -> AsyncIterator[Bus]:
 
 @pytest.fixture(scope="module")
 def remit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """NATS, planner, executor and registry, once for a module."""
+    """NATS, planner, executor and registry, once for a module, when all of them are ready."""
     with stack(tmp_path_factory.mktemp("stack"), *SERVICES) as made:
+        asyncio.run(_ready(made.url))
         yield made
+
+
+async def _ready(url: str) -> None:
+    await (await until_ready(url, SERVICES)).close()
 
 
 @pytest.fixture
