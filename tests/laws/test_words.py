@@ -5,6 +5,7 @@ in one file.
 import ast
 import inspect
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,21 +44,22 @@ _KIND = re.compile(rf"(?:{_NOUNS})\.[a-z_]+")
 _SUBJECT = re.compile(rf"(?:{_NOUNS})\.[a-z_*]+\..*|(?:{_NOUNS})\.[*>].*", re.DOTALL)
 
 
-def literals(path: Path) -> list[str]:
+@cache
+def literals(path: Path) -> tuple[str, ...]:
     """Every string of the file that is no docstring; the fixed beginning of an f-string counts as one."""
-    parsed = tree(path)
+    nodes = list(ast.walk(tree(path)))
     documents = {
         id(node.body[0].value)
-        for node in ast.walk(parsed)
+        for node in nodes
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         and node.body
         and isinstance(node.body[0], ast.Expr)
     }
-    return [
+    return tuple(
         node.value
-        for node in ast.walk(parsed)
+        for node in nodes
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documents
-    ]
+    )
 
 
 FILES = sorted(str(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
