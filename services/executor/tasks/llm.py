@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-import aiohttp
 import msgspec
 
 from shared.errors import UNREADABLE
@@ -106,6 +105,8 @@ async def summarise(
 
 async def _post(where: Endpoint, body: dict[str, Any], *, timeout_s: float) -> tuple[str, dict[str, Any]]:
     """The outcome in one word and the decoded answer, {} when there is none."""
+    import aiohttp  # half of a worker's start and a quarter of its memory, and most never ask a model
+
     headers = {"Authorization": f"Bearer {where.key}"} if where.key else {}
     url = where.url
     if where.key and (parts := _parts(url)) is not None:  # a key takes the place of userinfo: aiohttp refuses both
