@@ -8,7 +8,7 @@ import importlib
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -95,14 +95,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
-async def until(condition: Callable[[], Awaitable[object] | object], within_s: float = WITHIN_S) -> None:
-    """Wait until `condition` holds; it may be a coroutine function."""
+async def until(
+    condition: Callable[[], Awaitable[object] | object], within_s: float = WITHIN_S, *, look_s: float = 0.02
+) -> None:
+    """Wait until `condition` holds; it may be a coroutine function. Who reads a whole stream for it looks seldom."""
     async with asyncio.timeout(within_s):
         while True:
             found = condition()
             if await found if isinstance(found, Awaitable) else found:
                 return
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(look_s)
 
 
 def engine_answers() -> bool:
@@ -131,12 +133,13 @@ async def bus(server: Stack) -> AsyncIterator[Bus]:
 def remit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """NATS, planner, executor and registry, once for a module, when all of them are ready."""
     with stack(tmp_path_factory.mktemp("stack"), *SERVICES) as made:
-        asyncio.run(_ready(made.url))
+        asyncio.run(ready(made))
         yield made
 
 
-async def _ready(url: str) -> None:
-    await (await until_ready(url, SERVICES)).close()
+async def ready(made: Stack, services: Sequence[str] = SERVICES) -> None:
+    """Wait until each of these answers, takes goals or performs steps."""
+    await (await until_ready(made.url, services)).close()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """`remit approve`, `cancel` and `retry` against runs whose plans the test has made: no planner is needed for them."""
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from shared.subjects import (
     run_cancel_requested,
 )
 from tests import controls
-from tests.conftest import until
+from tests.conftest import ready, until
 from tests.stack import Stack, stack
 
 
@@ -32,6 +33,7 @@ from tests.stack import Stack, stack
 def remit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """NATS, executor and registry: plans come from the tests."""
     with stack(tmp_path_factory.mktemp("stack"), "executor", "registry") as made:
+        asyncio.run(ready(made, ("executor", "registry")))
         yield made
 
 

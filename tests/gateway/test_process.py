@@ -11,7 +11,7 @@ from services.gateway.guards import is_loopback
 from services.gateway.shell import address
 from shared.errors import Malformed
 from tests.gateway.conftest import WITHIN_S, WebStack, ended, problem, submitted
-from tests.stack import ROOT
+from tests.stack import ROOT, until
 
 
 async def test_a_ready_stack_says_how_far_each_part_is(web: aiohttp.ClientSession) -> None:
@@ -92,6 +92,7 @@ async def test_a_subject_that_is_no_text_stops_nobody(alone: WebStack) -> None:
     """The server stores any bytes as a subject, so every reader of the stream meets them, and again after a restart."""
     for service in ("executor", "registry", "planner"):
         alone.start(service)
+    await asyncio.to_thread(until, alone.is_ready, "all of it is ready")
     async with aiohttp.ClientSession(alone.web) as web:
         first = await submitted(web, {"tasks": ["noop"]})
         await ended(web, first)
