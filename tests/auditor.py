@@ -101,6 +101,7 @@ class _Runs:
     def __init__(self, cancel_patience_s: float) -> None:
         self.cancel_patience_s = cancel_patience_s
         self.runs: dict[int, AuditedRun] = {}
+        self._open: dict[int, AuditedRun] = {}  # those without an end: only they can hold a slot
         self.last: dict[int, str] = {}
         self.found: list[str] = []
 
@@ -115,7 +116,7 @@ class _Runs:
     def _hear(self, subject: str, seq: int, at_ns: int, data: bytes) -> None:
         kind, rest = ".".join(subject.split(".")[:2]), subject.split(".")[2:]
         if kind == "goal.submitted":
-            self.runs[seq] = AuditedRun(Said(kind, rest, seq, at_ns, None), self.cancel_patience_s)
+            self.runs[seq] = self._open[seq] = AuditedRun(Said(kind, rest, seq, at_ns, None), self.cancel_patience_s)
             self.last[seq] = kind
             return
         number = int(rest[0]) if rest and rest[0].isdigit() else 0
@@ -130,6 +131,8 @@ class _Runs:
             return
         run.hear(Said(kind, rest[1:], seq, at_ns, body))
         self.last[number] = kind
+        if run.end is not None:
+            self._open.pop(number, None)
         if run.started is not None and run.started.seq == seq and run.holds_a_slot:
             self._slots(run)
         elif kind == "plan.created" and run.planned_seq == seq and (body.get("retry_of") or body.get("reused")):
@@ -138,7 +141,7 @@ class _Runs:
     def _slots(self, run: AuditedRun) -> None:
         """A run that starts found one of its directive's slots free."""
         name, most = run.directive["name"], run.directive["max_concurrent_runs"]
-        others = [one for one in self.runs.values() if one is not run and one.plan and one.directive["name"] == name]
+        others = [one for one in self._open.values() if one is not run and one.plan and one.directive["name"] == name]
         held = sum(one.holds_a_slot for one in others)
         if held >= most:
             run.find(f"it was started while {held} runs of {name} held the {most} slots")

@@ -186,7 +186,7 @@ class Feed:
 async def until_ended(stack: Stack, bus: Bus, runs: Load, within_s: float = WITHIN_S) -> None:
     """Wait until every run has ended. One that does not is the hardest failure to see again: all is told of it."""
     try:
-        await until(lambda: stack.ended() or runs.ended(), within_s)
+        await until(lambda: stack.ended() or runs.ended(), within_s, look_s=0.1)
         assert stack.ended() == {}
     except (TimeoutError, AssertionError) as error:
         raise AssertionError("\n".join(await situation(stack, bus, runs))) from error

@@ -231,7 +231,7 @@ async def test_a_long_storm_leaves_every_run_ended_once(
     await storm(remit, client, mixed, chance, injections=150, goals=900, pause_s=PAUSE_S)
     await until(lambda: ticked_up_to(client, time.time() // 60 * 60))
     await client.kv_delete(CONFIG_BUCKET, schedule_key(EACH_MINUTE))
-    await until(lambda: load.every_run_ended(client))
+    await until(lambda: load.every_run_ended(client), look_s=0.1)
     await load.examine(remit, client)
     ticks = await load.ticks(client, EACH_MINUTE)
     first = began_s // 60 * 60 + 60
