@@ -7,17 +7,21 @@ has no `outputs`, cannot be read, and counts as nothing.
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from shared.plan import GATE, PLAN_STEPS_MAX, Count, Goal, Plan, hash_of, wait_problem
+from shared.errors import UNREADABLE
+from shared.nesting import SHALLOW_BYTES, check_levels
+from shared.plan import GATE, PLAN_STEPS_MAX, Count, Plan, hash_of, wait_problem
 from shared.plan import Artifact as Artifact
 from shared.status import RunStatus, StepStatus
 from shared.subjects import RUN_DIGITS_MAX, is_principal, is_schedule_name, is_step_id, size_of_seal
 
 OUTPUTS_BYTES_MAX = 65_536  # what a step hands to later steps; anything big is an artifact
-ATTEMPT_MAX = 1_000
+# Tokens of one call. No model reads or writes as many, and no sum of them leaves what a store can hold.
+USAGE_MAX = 1_000_000_000
+Usage = Annotated[int, msgspec.Meta(ge=0, le=USAGE_MAX)]
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,10 +183,10 @@ class LlmCalled(msgspec.Struct, frozen=True, kw_only=True):
     request_model: str
     outcome: str
     response_model: str | None = None
-    input_tokens: Count | None = None
-    output_tokens: Count | None = None
-    cached_tokens: Count | None = None
-    reasoning_tokens: Count | None = None
+    input_tokens: Usage | None = None
+    output_tokens: Usage | None = None
+    cached_tokens: Usage | None = None
+    reasoning_tokens: Usage | None = None
     duration_s: float | None = None
 
 
@@ -233,7 +237,7 @@ class ScheduleTicked(msgspec.Struct, frozen=True, kw_only=True):
     due: str
     outcome: Literal["ran", "late", "caught_up", "coalesced", "skipped"]
     reason: str = ""
-    schedule_version: int = 0
+    schedule_version: Count = 0
     zone: str = "UTC"
     local: str = ""
     goal: dict[str, Any] | None = None
@@ -261,31 +265,6 @@ class Unreadable(msgspec.Struct, frozen=True):
 
     reason: str
 
-
-Body = (
-    Goal
-    | GoalRejected
-    | PlanCreated
-    | RunQueued
-    | RunStarted
-    | RunCancelRequested
-    | ApprovalRequested
-    | ApprovalGranted
-    | ApprovalRejected
-    | ApprovalExpired
-    | StepDispatched
-    | StepCompleted
-    | StepFailed
-    | StepCancelRequested
-    | StepCancelled
-    | StepSkipped
-    | LlmCalled
-    | TimerFired
-    | RunCompleted
-    | ScheduleTicked
-    | AuditSealed
-    | Unreadable
-)
 
 # kind -> struct, and how many tokens follow <noun>.<verb>.<run>: (least, most).
 KINDS: dict[str, tuple[type, int, int]] = {
@@ -424,8 +403,10 @@ def read(subject: str, seq: int, at_ns: int, data: bytes) -> Event:
         try:
             if not data.isascii():
                 data.decode()  # msgspec passes over broken text in fields that it skips, and not every store would
+            if len(data) > SHALLOW_BYTES:
+                check_levels(data)
             body = decode(data)
-        except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        except UNREADABLE as error:
             body = Unreadable(str(error)[:300])
     return Event(seq, at_ns, meant.kind, run, body, meant.step, meant.attempt, meant.tail)
 
@@ -492,8 +473,9 @@ def _of_no_run(parts: list[str], event: Event, data: bytes) -> Event:
         return event
     try:
         data.decode()
+        check_levels(data)
         event.body = _DECODERS_OF_NO_RUN[event.kind](data)
-    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+    except UNREADABLE as error:
         event.body = Unreadable(str(error)[:300])
     return event
 

@@ -14,6 +14,7 @@ import msgspec
 
 from shared.clock import parse_ns
 from shared.errors import UNREADABLE, malformed
+from shared.nesting import check_levels
 from shared.subjects import is_principal, is_step_id, is_token
 from shared.text import is_text
 
@@ -372,6 +373,7 @@ def read_goal(data: bytes) -> tuple[Goal | None, list[Problem]]:
     except UnicodeDecodeError as error:
         return None, [Problem(f"the payload is not UTF-8 (byte {error.start})", "payload")]
     try:
+        check_levels(data)
         goal = _goal_decoder.decode(data)
     except msgspec.ValidationError as error:
         named = malformed(error)

@@ -1,7 +1,7 @@
 """Steps by the audit's own rules: dispatches, ends, model calls, and the timers that end what nobody ends."""
 
 from shared.audit.lines import ENDED, RunLine, StepLine
-from shared.audit.reading import NS, Call, Completed, Dispatched, Failed, Reasoned, Step, attempt_of, body_of, time_ns
+from shared.audit.reading import NS, Call, Completed, Dispatched, Failed, Skipped, Step, attempt_of, body_of, time_ns
 
 SLACK_NS = 60 * NS  # a deadline's timer may be late by that much: a server that was away
 PATIENCE_NS = 30 * NS  # how long a worker that was told to end its step may be silent
@@ -251,7 +251,7 @@ def skipped(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: bytes) 
         return "the plan has no such step"
     name = tokens[3]
     if line.status == "running" and line.skip is None:
-        said: Reasoned | None = body_of("step.skipped", data)
+        said: Skipped | None = body_of("step.skipped", data)
         why = _unskippable(run, name, said.cause) if said else "step.skipped holds another message"
         line.skip = (seq, said.cause if said else "stopped", why)
     if line.status != "waiting":
@@ -259,7 +259,7 @@ def skipped(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: bytes) 
     if not run.started:
         run.find("transition", [seq], f"step {name} is skipped before the run is started", name)
         return "the run is not started"
-    body: Reasoned | None = body_of("step.skipped", data)
+    body: Skipped | None = body_of("step.skipped", data)
     cause = body.cause if body else "stopped"
     if body is None:
         run.find("skip", [seq], "step.skipped holds another message, which skips the step", name)
@@ -311,7 +311,7 @@ def called(run: RunLine, tokens: list[str], seq: int, _at_ns: int, data: bytes) 
             return f"the step does not run: {line.void[2]}"
         return f"the step does not run: it is {line.status}"
     body: Call | None = body_of("llm.called", data)
-    if body is None or min(body.input_tokens or 0, body.output_tokens or 0) < 0:
+    if body is None:
         return "it cannot be read as what its subject says"
     unknown = body.input_tokens is None or body.output_tokens is None
     used = (body.input_tokens or 0) + (body.output_tokens or 0)

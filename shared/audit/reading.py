@@ -1,17 +1,36 @@
-"""How the audit reads messages: with shapes of its own, which hold only what its rules look at."""
+"""How the audit reads messages: with shapes of its own.
+
+They hold every field that the wire gives a meaning to, also those that no rule looks at: a message with a field of
+another type cannot be read, and what cannot be read counts for nothing.
+"""
 
 import hashlib
 import json
 import re
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-Count = int
+Count = Annotated[int, msgspec.Meta(ge=0, le=9_007_199_254_740_992)]
+Usage = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
+Steps = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+Seconds = Annotated[int, msgspec.Meta(ge=1, le=86_400)]
+Pause = Annotated[int, msgspec.Meta(ge=0, le=86_400)]
+Expiry = Annotated[int, msgspec.Meta(ge=1, le=31_536_000)]
+TokenBudget = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+Tries = Annotated[int, msgspec.Meta(ge=1, le=100)]
+Slots = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
+StepName = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9_-]{1,64}\Z")]
+OnFailure = Literal["stop", "continue", "rollback"]
 End = Literal["succeeded", "failed", "cancelled", "rejected", "timed_out", "budget_exhausted", "rolled_back"]
 StepEnd = Literal["pending", "awaiting_approval", "running", "succeeded", "failed", "skipped", "cancelled"]
 
+STEPS_MAX = 10_000
+WAIT_S_MAX = 2_592_000
+LEVELS_MAX = 500
+QUOTE, BACKSLASH, OPENS, CLOSES = ord('"'), ord("\\"), frozenset(b"[{"), frozenset(b"]}")
 NS = 1_000_000_000
 GATE = "run"
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -22,8 +41,9 @@ _ATTEMPT = re.compile(r"[1-9][0-9]{0,3}")
 class Kept(msgspec.Struct, frozen=True):
     name: str
     sha256: str
-    size_bytes: int
-    from_run: int | None = None
+    size_bytes: Count
+    media_type: str = ""
+    from_run: Count | None = None
 
 
 class Dispatched(msgspec.Struct, frozen=True, gc=False):
@@ -32,23 +52,46 @@ class Dispatched(msgspec.Struct, frozen=True, gc=False):
     plan_hash: str
     timeout_s: float = 600
     token_grant: int = 0
+    goal: str | None = None
 
 
 class Completed(msgspec.Struct, frozen=True, gc=False):
-    outputs: dict[str, msgspec.Raw]
+    outputs: dict[str, Any]
     artifacts: list[Kept] = []
     host: str | None = None
+    started_at: str | None = None
+    ended_at: str | None = None
 
 
 class Failed(msgspec.Struct, frozen=True):
     error: str
     message: str = ""
     retryable: bool = False
+    host: str | None = None
+    started_at: str | None = None
+    ended_at: str | None = None
 
 
-class Reasoned(msgspec.Struct, frozen=True):
+class Skipped(msgspec.Struct, frozen=True):
     reason: str
     cause: str = ""
+
+
+class CancelRequested(msgspec.Struct, frozen=True):
+    reason: str
+
+
+class Cancelled(msgspec.Struct, frozen=True):
+    reason: str
+    host: str | None = None
+    started_at: str | None = None
+    ended_at: str | None = None
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    reason: str
+    field: str = ""
+    problems: list[dict[str, str]] = []
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -59,7 +102,12 @@ class Question(msgspec.Struct, frozen=True):
     expires_at: str
     approvers: list[str] = []
     approvals_needed: int = 1
+    requester: str = ""
     requester_may_approve: bool = False
+    goal: str | None = None
+    tasks: list[str] = []
+    hosts: list[str] | None = None
+    inputs: dict[str, Any] = {}
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -75,8 +123,12 @@ class Answer(msgspec.Struct, frozen=True):
 class Call(msgspec.Struct, frozen=True):
     request_model: str
     outcome: str
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    response_model: str | None = None
+    input_tokens: Usage | None = None
+    output_tokens: Usage | None = None
+    cached_tokens: Usage | None = None
+    reasoning_tokens: Usage | None = None
+    duration_s: float | None = None
 
 
 class Fired(msgspec.Struct, frozen=True):
@@ -98,9 +150,9 @@ class Expired(msgspec.Struct, frozen=True):
 
 
 class Total(msgspec.Struct, frozen=True, gc=False):
-    input: int = 0
-    output: int = 0
-    unknown_calls: int = 0
+    input: Count = 0
+    output: Count = 0
+    unknown_calls: Count = 0
 
 
 class Over(msgspec.Struct, frozen=True, gc=False):
@@ -108,54 +160,69 @@ class Over(msgspec.Struct, frozen=True, gc=False):
     reason: str
     steps: dict[str, StepEnd]
     tokens: Total = Total()
+    duration_s: float = 0.0
+    budget: str | None = None
+    used: float | None = None
+    allowed: float | None = None
 
 
 class Ticked(msgspec.Struct, frozen=True):
     due: str
     outcome: Literal["ran", "late", "caught_up", "coalesced", "skipped"]
+    reason: str = ""
+    schedule_version: Count = 0
+    zone: str = "UTC"
+    local: str = ""
     goal: dict[str, Any] | None = None
 
 
 class Limits(msgspec.Struct, frozen=True):
-    max_steps: int = 10
-    time_budget_s: int = 3600
-    token_budget: int = 10_000
+    max_steps: Steps = 10
+    time_budget_s: Seconds = 3600
+    token_budget: TokenBudget = 10_000
 
 
 class Allowed(msgspec.Struct, frozen=True):
     name: str
+    version: int = 0
+    description: str = ""
     task_list: list[str] = msgspec.field(default_factory=lambda: ["*"])
     approval_required: bool | list[str] = False
     approvers: list[str] = []
-    approvals_needed: int = 1
+    approvals_needed: Tries = 1
     requester_may_approve: bool = False
-    approval_expires_s: int = 86_400
-    max_concurrent_runs: int = 500
-    max_parallel_steps: int = 100
+    approval_expires_s: Expiry = 86_400
+    max_concurrent_runs: Slots = 500
+    max_parallel_steps: Slots = 100
+    on_failure: OnFailure = "stop"
     hosts: list[str] | None = None
+    channels: list[str] = []
+    defaults: Limits = Limits()
     maximum: Limits = Limits(max_steps=100, time_budget_s=86_400, token_budget=1_000_000)
 
 
 class Rest(msgspec.Struct, frozen=True):
-    backoff_s: int = 0
-    backoff_s_max: int = 60
+    backoff_s: Pause = 0
+    backoff_s_max: Pause = 60
     errors: list[str] | None = None
 
 
 class Step(msgspec.Struct, frozen=True):
-    id: str
-    kind: str = "task"
-    task: str | None = None
+    id: StepName
+    why: str
+    kind: Literal["task", "decision", "wait", "notify", "approval"] = "task"
+    task: Name | None = None
     inputs: dict[str, Any] = {}
     needs: list[str] = []
     when: str | None = None
-    host: str | None = None
+    matched: list[str] = []
+    host: Name | None = None
     approval: bool = False
-    timeout_s: int = 600
-    max_attempts: int = 3
+    timeout_s: Seconds = 600
+    max_attempts: Tries = 3
     retry: Rest = Rest()
-    on_failure: str = "stop"
-    compensation: str | None = None
+    on_failure: OnFailure = "stop"
+    compensation: StepName | None = None
     uses_tokens: bool = False
 
     @property
@@ -170,16 +237,28 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Left(msgspec.Struct, frozen=True):
+    outputs: dict[str, Any] = {}
     artifacts: list[Kept] = []
+    host: str | None = None
 
 
 class Plan(msgspec.Struct, frozen=True):
     steps: list[Step]
     directive: Allowed
     budgets: Limits
+    catalogue_version: str
+    rules_version: str
     plan_hash: str
-    retry_of: int | None = None
+    goal: str | None = None
+    tasks: list[str] | None = None
+    playbook: str | None = None
+    playbook_version: str | None = None
+    retry_of: Count | None = None
+    from_step: str | None = None
     reused: dict[str, Left] = {}
+    params: dict[str, Any] = {}
+    hosts: list[str] | None = None
+    notes: list[str] = []
 
 
 class Planned:
@@ -203,7 +282,9 @@ class Planned:
 
 def _read_plan(data: bytes) -> Planned:
     try:
-        said = json.loads(data)
+        data.decode()
+        _check_levels(data)
+        said = msgspec.json.decode(data)
         plan = msgspec.convert(said, Plan)
     except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors
         return Planned(None, ("plan", f"the plan cannot be read: {str(error)[:200]}"), [])
@@ -224,8 +305,8 @@ def _read_plan(data: bytes) -> Planned:
 
 def _no_plan(plan: Plan) -> str:
     known: set[str] = set()
-    if not plan.steps:
-        return "the plan has no step"
+    if not 1 <= len(plan.steps) <= STEPS_MAX:
+        return "the plan has no step, or more than any plan"
     for step in plan.steps:
         if step.id in known:
             return f"step {step.id} is in the plan twice"
@@ -233,9 +314,18 @@ def _no_plan(plan: Plan) -> str:
             return f"step {step.id} needs a step that does not stand before it"
         if (step.task is None) == (step.kind == "task") or step.id == GATE:
             return f"step {step.id} is no step of kind {step.kind}"
+        if step.kind == "wait" and not _says_a_time(step.inputs):
+            return f"step {step.id} waits, and its inputs say no time"
         known.add(step.id)
     named = {step.compensation for step in plan.steps if step.compensation} | plan.reused.keys()
     return "" if named <= known else "the plan names a step that it does not have"
+
+
+def _says_a_time(inputs: dict[str, Any]) -> bool:
+    seconds, until = inputs.get("seconds"), inputs.get("until")
+    if until is None:
+        return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds <= WAIT_S_MAX
+    return seconds is None and time_ns(until) is not None
 
 
 def _not_allowed(plan: Plan) -> list[tuple[str, str]]:
@@ -262,13 +352,13 @@ _BODIES: dict[str, type[msgspec.Struct]] = {
     "step.dispatched": Dispatched,
     "step.completed": Completed,
     "step.failed": Failed,
-    "step.skipped": Reasoned,
-    "step.cancel_requested": Reasoned,
-    "step.cancelled": Reasoned,
+    "step.skipped": Skipped,
+    "step.cancel_requested": CancelRequested,
+    "step.cancelled": Cancelled,
     "run.started": Started,
     "run.queued": Queued,
     "run.completed": Over,
-    "goal.rejected": Reasoned,
+    "goal.rejected": Rejected,
     "approval.requested": Question,
     "approval.granted": Answer,
     "approval.rejected": Answer,
@@ -284,9 +374,29 @@ def body_of(kind: str, data: bytes) -> Any:
     """The message's body, or None when it cannot be read as what its subject says."""
     try:
         data.decode()
+        _check_levels(data)
         return DECODE[kind](data)
     except (ValueError, RecursionError):
         return None
+
+
+def _check_levels(data: bytes) -> None:
+    """ValueError where the JSON is nested deeper than a message may be (docs/wire.md)."""
+    brackets = data.count(b"[") + data.count(b"{")
+    if brackets <= LEVELS_MAX:
+        return
+    level, in_text, escaped = 0, False, False
+    for byte in data:
+        if in_text:
+            in_text, escaped = escaped or byte != QUOTE, not escaped and byte == BACKSLASH
+        elif byte == QUOTE:
+            in_text = True
+        elif byte in OPENS:
+            level += 1
+            if level > LEVELS_MAX:
+                raise ValueError("nested too deeply")
+        elif byte in CLOSES:
+            level -= 1
 
 
 def cancel_of(data: bytes) -> str | None:
@@ -294,7 +404,9 @@ def cancel_of(data: bytes) -> str | None:
     if not data.strip():
         return ""
     try:
-        said = json.loads(data)
+        data.decode()
+        _check_levels(data)
+        said = msgspec.json.decode(data)
     except (ValueError, RecursionError):
         return None
     if not isinstance(said, dict) or (said and not {"reason", "run", "by", "requested_by"} & said.keys()):

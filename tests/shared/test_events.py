@@ -10,7 +10,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shared.events import (
-    ATTEMPT_MAX,
     KINDS,
     OF_SCHEDULES,
     OF_THE_STREAM,
@@ -268,7 +267,7 @@ def test_a_subject_that_nobody_of_remit_says_is_unreadable(subject: str) -> None
         assert isinstance(event.body, Unreadable), (subject, kind)
 
 
-@pytest.mark.parametrize("attempt", ["0", "01", "-1", "x", "", "1.5", str(ATTEMPT_MAX * 10), "9" * 30])
+@pytest.mark.parametrize("attempt", ["0", "01", "-1", "x", "", "1.5", "10000", "9" * 30])
 @pytest.mark.parametrize("kind", ["step.completed", "step.failed", "step.dispatched"])
 def test_an_attempt_that_is_no_number_is_none(kind: str, attempt: str) -> None:
     """Attempts count from 1, so attempt 0 is nobody's."""

@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 
 from shared.errors import UNREADABLE
-from shared.events import LlmCalled
+from shared.events import USAGE_MAX, LlmCalled
 from shared.redact import redact
 
 TIMEOUT_S = 60.0
@@ -27,7 +27,6 @@ ANSWER_TOKENS_MAX = 700
 ANSWER_TOKENS_LEAST = 100  # less is no summary
 FRAMING_TOKENS = 64  # what chat templates put around the messages
 RESPONSE_BYTES_MAX = 1_000_000
-TOKENS_PLAUSIBLE_MAX = 1 << 40
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 
 SYSTEM = (
@@ -168,6 +167,6 @@ def _text(value: Any) -> str | None:
 def _count(usage: Any, name: str) -> int | None:
     """A reported count, or None: what is missing or implausible is unknown, never zero."""
     value = usage.get(name) if isinstance(usage, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < TOKENS_PLAUSIBLE_MAX:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= USAGE_MAX:
         return None
     return value
