@@ -280,11 +280,16 @@ class Planned:
         )
 
 
+def _said(data: bytes) -> Any:
+    """The JSON that this is; `json.loads` would take UTF-16, NaN and 1e400, too, which are none."""
+    data.decode()
+    _check_levels(data)
+    return msgspec.json.decode(data)
+
+
 def _read_plan(data: bytes) -> Planned:
     try:
-        data.decode()
-        _check_levels(data)
-        said = msgspec.json.decode(data)
+        said = _said(data)
         plan = msgspec.convert(said, Plan)
     except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors
         return Planned(None, ("plan", f"the plan cannot be read: {str(error)[:200]}"), [])
@@ -404,9 +409,7 @@ def cancel_of(data: bytes) -> str | None:
     if not data.strip():
         return ""
     try:
-        data.decode()
-        _check_levels(data)
-        said = msgspec.json.decode(data)
+        said = _said(data)
     except (ValueError, RecursionError):
         return None
     if not isinstance(said, dict) or (said and not {"reason", "run", "by", "requested_by"} & said.keys()):

@@ -14,18 +14,17 @@ import pytest
 
 from shared.audit.reading import body_of, cancel_of, read_plan
 from shared.errors import UNREADABLE
-from shared.events import KINDS, Unreadable, read
+from shared.events import KINDS, Unreadable, encode, read
 from shared.nesting import LEVELS_MAX
 from shared.plan import hash_of
 from tests.controls import step
 from tests.shared.test_events import sample
 
 ODD: list[Any] = [
-    None, True, -1, 0, 1.5, 10**9 + 1, 2**53 + 1, 2**63, 10**30, "", "x", "\x00", [], [1], ["x"], {}, {"a": 1},
-    {"a": "b"},
+    None, True, -1, 0, 1, 1.0, 1.5, 101, 10_001, 86_401, 1_000_001, 31_536_001, 10**9 + 1, 2**53 + 1, 2**63, 10**30,
+    1e300, "", "x", "a b", "run", "stop", "task", "2026-11-21T09:30:00Z", "x" * 65, "\x00", [], [1], ["x"], [{}], {}, {"a": 1},
+    {"a": "failed"}, {"a": {}}, {"seconds": True}, {"until": "soon"},
 ]  # fmt: skip
-# Other words for an answer: the audit reads them, and its rules look at the word.
-JUDGED = {("approval.granted", "answer"), ("approval.rejected", "answer")}
 BROKEN = {
     "not UTF-8": b'{"more": "\xff", ',
     "UTF-16": None,
@@ -73,12 +72,17 @@ def is_read(kind: str, subject: str, data: bytes) -> tuple[bool, bool]:
     folded = not isinstance(read(subject, 10**6, 10**18, data).body, Unreadable)
     if kind == "plan.created":
         return folded, read_plan(data).unreadable is None
-    return folded, (cancel_of(data) if kind == "run.cancel_requested" else body_of(kind, data)) is not None
+    said = cancel_of(data) if kind == "run.cancel_requested" else body_of(kind, data)
+    if said is None or kind not in ("approval.granted", "approval.rejected"):
+        return folded, said is not None
+    # Another message under an answer's subject: the audit reads it, and its rules look at the words.
+    return folded, said.what is None and said.expires_at is None and said.answer in (None, kind.split(".")[1])
 
 
 def said(kind: str) -> tuple[str, Any]:
-    """A subject and a body: a plan has a step that waits, too."""
+    """A subject and a body with all of its fields: a plan has a step that waits, too."""
     subject, body = sample(kind)
+    body = json.loads(encode(read(subject, 10**6, 10**18, json.dumps(body).encode()).body))
     if kind == "plan.created":
         waits = json.loads(msgspec.json.encode(step("w", kind="wait", inputs={"seconds": 1})))
         body = body | {"steps": [*body["steps"], waits]}
@@ -91,8 +95,6 @@ def test_whatever_stands_in_a_field(kind: str) -> None:
     assert is_read(kind, subject, data_of(kind, body)) == (True, True)
     unread = 0
     for at in places(body):
-        if (kind, at[-1:] and at[-1]) in JUDGED:
-            continue
         for value in [*ODD, ...] if at else ODD:
             folded, audited = is_read(kind, subject, data_of(kind, changed(body, at, value)))
             assert folded == audited, (at, value)
