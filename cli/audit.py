@@ -85,14 +85,14 @@ async def in_store(bus: Bus, announced: list[Announced]) -> list[Finding]:
     """What of the announced is not in the object store as it was announced; each object is read once."""
     by_object: dict[tuple[int, str], list[Announced]] = {}
     for one in announced:
-        by_object.setdefault((one.run, one.name), []).append(one)
+        by_object.setdefault((one.holder, one.name), []).append(one)
     found: list[Finding] = []
     with tempfile.TemporaryDirectory() as folder:
         into = Path(folder) / "artifact"
-        for (run, name), ones in by_object.items():
+        for (holder, name), ones in by_object.items():
             why, sha256, size_bytes = "", "", 0
             try:
-                await bus.object_get(ARTIFACTS_BUCKET, artifact(run, name), into)
+                await bus.object_get(ARTIFACTS_BUCKET, artifact(holder, name), into)
                 with into.open("rb") as file:
                     sha256, size_bytes = hashlib.file_digest(file, "sha256").hexdigest(), into.stat().st_size
             except Unavailable:
@@ -108,7 +108,8 @@ async def in_store(bus: Bus, announced: list[Announced]) -> list[Finding]:
                 elif not why and sha256 != one.sha256.lower():
                     differs = f"its digest in the store is {sha256[:12]}…, and {one.sha256[:12]}… was announced"
                 if differs:
-                    found.append(Finding("artifact", one.run, one.step, [one.seq], f"{name}: {differs}"))
+                    what = name if holder == one.run else f"{name} of run {holder}"
+                    found.append(Finding("artifact", one.run, one.step, [one.seq], f"{what}: {differs}"))
     return found
 
 

@@ -61,12 +61,13 @@ class Note(msgspec.Struct, frozen=True):
 class Announced(msgspec.Struct, frozen=True):
     """An artifact of an accepted end, to be looked for in the store."""
 
-    run: int  # whose name it has there: another run's, where a step was reused
+    run: int
     step: str
     seq: int
     name: str
     sha256: str
     size_bytes: int
+    holder: int  # whose name it has there: another run's, where a step was reused
 
 
 class Audited(msgspec.Struct):

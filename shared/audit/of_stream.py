@@ -55,8 +55,8 @@ class Audit:
             self._found.notes.append(Note(seq, run, subject, text))
 
     def keep(self, run: int, step: str, seq: int, kept: Kept) -> None:
-        holder = kept.from_run or run
-        self._found.artifacts.append(Announced(holder, step, seq, kept.name, kept.sha256, kept.size_bytes))
+        announced = Announced(run, step, seq, kept.name, kept.sha256, kept.size_bytes, holder=kept.from_run or run)
+        self._found.artifacts.append(announced)
 
     # -- hearing -------------------------------------------------------------------------------------------
 

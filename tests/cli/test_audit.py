@@ -60,6 +60,15 @@ def say(sealing: Stack, subject: str, data: bytes) -> None:
     asyncio.run(published())
 
 
+def write_over(sealing: Stack, run: int, name: str) -> None:
+    async def put() -> None:
+        bus = await connect(sealing.url, "test")
+        await bus.object_put(ARTIFACTS_BUCKET, artifact(run, name), b"something else")
+        await bus.close()
+
+    asyncio.run(put())
+
+
 def parsed(done: Result, code: int = 0) -> Any:
     assert done.exit_code == code, done.stderr + done.stdout
     return json.loads(done.stdout)
@@ -176,15 +185,22 @@ def test_an_artifact_that_is_not_what_was_announced_is_found(sealing: Stack, don
     run = int(parsed(remit(sealing, "submit", "service map", "--wait", "-o", "json"))["run"])
     found = parsed(remit(sealing, "artifacts", str(run), "-o", "json"))["artifacts"][0]
 
-    async def put() -> None:
-        bus = await connect(sealing.url, "test")
-        await bus.object_put(ARTIFACTS_BUCKET, artifact(run, found["name"]), b"something else")
-        await bus.close()
-
-    asyncio.run(put())
+    write_over(sealing, run, found["name"])
     told = parsed(remit(sealing, "audit", str(run), "-o", "json"), code=1)["findings"]
     assert [(one["rule"], one["step"]) for one in told] == [("artifact", found["step"])]
     assert parsed(remit(sealing, "audit", str(run), "--no-artifacts", "-o", "json"))["findings"] == []
+
+
+def test_a_reused_artifact_that_was_changed_is_found_in_the_run_that_reuses_it(sealing: Stack) -> None:
+    first = parsed(remit(sealing, "submit", "--task", "service_map", "--task", "noop", "--wait", "-o", "json"))
+    again = ("submit", "--retry-of", str(first["run"]), "--from-step", "noop", "--wait", "-o", "json")
+    run = int(parsed(remit(sealing, *again))["run"])
+    name = first["artifacts"][0]["name"]
+
+    write_over(sealing, first["run"], name)
+    told = parsed(remit(sealing, "audit", str(run), "-o", "json"), code=1)["findings"]
+    assert [(one["rule"], one["run"]) for one in told] == [("artifact", run)]
+    assert told[0]["text"].startswith(f"{name} of run {first['run']}: it has 14 bytes in the store")
 
 
 def test_a_finding_names_the_events_that_prove_it(sealing: Stack) -> None:
