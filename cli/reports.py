@@ -20,9 +20,24 @@ from shared.ledger import LIMIT_MAX, SELECT_ROWS_MAX, TOKENS_BY, Answer, By, Que
 ASK_S = 15.0
 AS_OF_S = 600.0
 BAR_CHARS = 24
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for a formula at the beginning of a cell
+# What a spreadsheet takes for a formula at the beginning of a cell; the last four are the full-width ones of East Asia.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 FILES = ("csv", "parquet")
 COUNTS = ("calls", "unknown_calls", "input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens")
+# Several tables in one file: each with all its columns, whatever has rows that day, so that files can be put together.
+USAGE = {
+    "run": ("status", "runs", "p50_s", "p95_s", "repeated_runs"),
+    "step": ("task", "status", "steps", "attempts", "retries", "p50_s", "p95_s"),
+    "approval": ("status", "approvals", "p50_wait_s", "p95_wait_s"),
+}
+DAILY = {
+    "run": ("status", "runs", "p50_s", "p95_s"),
+    "failure": ("run", "status", "directive", "reason", "ended_at", "step", "task", "error", "message"),
+    "approval": ("status", "by_whom", "approvals", "p50_wait_s"),
+    "tick": ("schedule", "outcome", "ticks", "reason"),
+    "tokens": ("model", *COUNTS, "duration_s", "cost"),
+    "total": ("calls", "unknown_calls", "input_tokens", "output_tokens", "currency", "cost", "cost_is_whole"),
+}
 
 Rows = list[dict[str, Any]]
 
@@ -92,7 +107,7 @@ def usage(since: str | None, until: str | None, output: str, to: Path | None) ->
     if output == "json":
         data(more)
     elif output != "text":
-        _written(_flat({name: more[f"{name}s"] for name in ("run", "step", "approval")}), None, output, to)
+        _written(*flat({name: more[f"{name}s"] for name in USAGE}, USAGE), output, to)
     else:
         _head("runs")
         _bars(more["runs"], ("status", "runs", "p50_s", "p95_s"), [row["runs"] for row in more["runs"]])
@@ -122,7 +137,7 @@ def daily(day: str | None, rates: Path | None, output: str, to: Path | None) -> 
         data(page)
     elif output != "text":
         parts = {"run": page["runs"], "failure": failures, "approval": page["approvals"], "tick": page["ticks"]}
-        _written(_flat({**parts, "tokens": page["tokens"], "total": [page["total"]]}), None, output, to)
+        _written(*flat({**parts, "tokens": page["tokens"], "total": [page["total"]]}, DAILY), output, to)
     else:
         _daily(page)
 
@@ -239,10 +254,12 @@ def _bars(rows: Rows, columns: Sequence[str], sizes: Iterable[float], title: str
     table(shown, (*columns, "bar"), titles={"bar": title})
 
 
-def _flat(parts: dict[str, Rows]) -> Rows:
-    """Several tables as one: `what` says of which each row is, and every row has every column."""
-    names = list(dict.fromkeys(name for rows in parts.values() for row in rows for name in row))
-    return [{"what": what, **{name: row.get(name) for name in names}} for what, rows in parts.items() for row in rows]
+def flat(parts: dict[str, Rows], columns: dict[str, tuple[str, ...]]) -> tuple[Rows, list[str]]:
+    """Several tables as one, and its columns: `what` says of which each row is. A newer registry's come behind."""
+    known = [name for names in columns.values() for name in names]
+    names = list(dict.fromkeys((*known, *(name for rows in parts.values() for row in rows for name in row))))
+    rows = [{"what": what, **{name: row.get(name) for name in names}} for what, rows in parts.items() for row in rows]
+    return rows, ["what", *names]
 
 
 def cell(value: Any) -> Any:
@@ -279,8 +296,7 @@ def _text(value: Any) -> str | None:
     return None if value is None else value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-def _written(rows: Rows, columns: Sequence[str] | None, output: str, to: Path | None) -> None:
-    columns = columns or (list(rows[0]) if rows else [])
+def _written(rows: Rows, columns: Sequence[str], output: str, to: Path | None) -> None:
     made = csv_text(rows, columns).encode() if output == "csv" else parquet_bytes(rows, columns)
     if to is not None:
         try:

@@ -207,7 +207,7 @@ class Registry:
                 # Before it is asked: a batch may be written while it is answered, of which the rows hold nothing.
                 position = self.position
                 answered = await answer(question)
-                answered.position = answered.position or position
+                answered.position = answered.more.get("as_of", answered.position or position)
             except RemitError as error:
                 answered = Answer(error=error.message, field=error.field, position=self.position)
             except Exception:

@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from bench.made import stream as made_stream
-from cli.reports import cell, csv_text
+from cli.reports import DAILY, USAGE, cell, csv_text, flat
 from services.registry import reports
 from services.registry.fold import Fold
 from services.registry.store import Store
@@ -129,11 +129,51 @@ def test_a_day_is_a_day(text: str) -> None:
 
 def test_a_cell_is_never_a_formula() -> None:
     """Numbers stay numbers; text that a spreadsheet would compute gets an apostrophe; nothing else is changed."""
-    for text in ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"):
+    for text in (
+        "=1+1",
+        "+1",
+        "-1",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        "\n=1",
+        "\uff1d1+1",
+        "\uff0b1",
+        "\uff0d1",
+        "\uff20SUM(A1)",
+    ):
         assert cell(text) == f"'{text}"
     assert [cell(value) for value in (-1, -1.5, None, "a=1", "", ["-x"])] == [-1, -1.5, None, "a=1", "", '["-x"]']
     told = csv_text([{"a": "=HYPERLINK(1)", "b": 'two\n"lines"'}], ["a", "b"])
     assert list(csv.reader(io.StringIO(told))) == [["a", "b"], ["'=HYPERLINK(1)", 'two\n"lines"']]
+
+
+def test_a_file_of_several_tables_has_all_columns_whatever_has_rows() -> None:
+    """Days are put together into one file: a day without an approval has the columns of a day with one."""
+    empty, columns = flat({name: [] for name in DAILY}, DAILY)
+    assert empty == [] and csv_text(empty, columns).startswith("what,status,runs,p50_s,p95_s,run,directive,reason,")
+    rows, same = flat({"approval": [{"status": "approved", "by_whom": ["ann"]}]}, DAILY)
+    assert same == columns and rows[0]["what"] == "approval" and rows[0].keys() == set(columns)
+    _, more = flat({"run": [{"status": "failed", "of_a_newer_registry": 1}]}, DAILY)
+    assert more == [*columns, "of_a_newer_registry"]
+
+
+async def test_their_columns_are_those_of_the_rows(store: Store) -> None:
+    async def read(name: str, **values: Any) -> list[dict[str, Any]]:
+        return store.ask(name, values)
+
+    used = (await reports.usage(read, Question())).more
+    page = await reports.daily(
+        read, Question(day=str(one(store, "select max(ended_at)::date as d from runs")["d"])), RATES
+    )
+    for columns, parts in (
+        (USAGE, {name: used[f"{name}s"] for name in USAGE}),
+        (DAILY, {"run": page.more["runs"], "failure": page.rows, "approval": page.more["approvals"]}),
+        (DAILY, {"tick": page.more["ticks"], "tokens": page.more["tokens"], "total": [page.more["total"]]}),
+    ):
+        assert any(parts.values())
+        for name, rows in parts.items():
+            assert all(set(row) == set(columns[name]) for row in rows), name
 
 
 @pytest.fixture
@@ -190,11 +230,14 @@ def one_day(remit: Stack) -> str:
 async def test_the_tables_are_shown_as_they_stood(remit: Stack, bus: Bus, filled: int) -> None:
     """At each event of the run: its status is what it was then, and the tables of now are untouched."""
     query = "select status, input_tokens from runs"
-    found = [printed(remit, "sql", query, "--as-of", str(filled + more), "-o", "json")["rows"] for more in (0, 2, 4, 7)]
+    told = [printed(remit, "sql", query, "--as-of", str(filled + more), "-o", "json") for more in (0, 2, 4, 7)]
+    found = [one["rows"] for one in told]
     assert [(row["status"], row["input_tokens"]) for [row] in found] == [
         ("pending", 0), ("running", 0), ("running", 30), ("succeeded", 30)
     ]  # fmt: skip
-    assert printed(remit, "sql", query, "--as-of", "2020-01-01", "-o", "json")["rows"] == []
+    before = printed(remit, "sql", query, "--as-of", "2020-01-01", "-o", "json")
+    assert before["rows"] == []
+    assert [one["position"] for one in (*told, before)] == [filled, filled + 2, filled + 4, filled + 7, 0]
     later = remit.remit("sql", query, "--as-of", "1000")
     assert later.returncode == 2 and "as_of" in later.stderr
     refused = remit.remit("sql", "select * from read_csv('/etc/passwd')")
