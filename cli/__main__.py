@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -50,6 +51,16 @@ SERVICES = ("planner", "executor", "registry", "sealer", "gateway", "gpu-agent",
 class Lazy(click.Group):
     """Imports a command's module only when it is used: `remit --help` takes a tenth of a second."""
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        stand_in()
+        if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+            extra.setdefault("color", False)
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:  # a full disk under `--help`; a command of ours tells of its own
+            click.echo(f"remit: {error.strerror or error}", err=True)
+            raise SystemExit(1) from error
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*COMMANDS, *SERVICES]
 
@@ -63,6 +74,16 @@ class Lazy(click.Group):
 
             return next(one for one in service_commands() if one.name == cmd_name)
         return None
+
+
+def stand_in() -> None:
+    """/dev/null where stdin, stdout or stderr is closed: a socket would take its number, and uvloop aborts."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(opened, True)  # for the services that we start
+    os.close(opened)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
 
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -104,6 +104,8 @@ def playbooks_set(output: str, name: str, path: Path) -> None:
     )
     if done.returncode == EXIT_REJECTED:
         _refuse(msgspec.json.decode(done.stdout, type=list[Problem]), output)
+    if done.returncode == EXIT_USAGE:
+        raise SystemExit(EXIT_USAGE)  # it has told why
     if done.returncode:
         raise RemitError(f"the playbook could not be checked (exit {done.returncode})")
 

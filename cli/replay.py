@@ -15,6 +15,7 @@ from shared.events import Event, Unreadable, read
 from shared.plan import GATE
 from shared.run import Early, Run, begin, evolve, refusal
 from shared.run_approvals import ANONYMOUS
+from shared.subjects import RUN_DIGITS_MAX
 
 # Who says what, where the subject does not name somebody.
 SPEAKERS = {
@@ -59,14 +60,15 @@ def replay(
         _show(one)
         if stepping and sys.stdin.isatty() and at + 1 < len(told):
             talk("— Enter: the next event, q: enough ", end="")
-            if sys.stdin.readline().strip().lower().startswith("q"):
+            answer = sys.stdin.readline()
+            if not answer or answer.strip().lower().startswith("q"):  # Ctrl-D is enough, too
                 return
 
 
 def _until(messages: list[Message], as_of: str | None) -> list[Message]:
     if as_of is None:
         return messages
-    if as_of.isdigit():
+    if as_of.isascii() and as_of.isdigit() and len(as_of) <= RUN_DIGITS_MAX:
         return [message for message in messages if message[1] <= int(as_of)]
     last = "T23:59:59.999999999Z" if len(as_of) == len("2026-11-21") else ""  # a day as it stood at its end
     try:

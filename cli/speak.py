@@ -112,7 +112,10 @@ def table(rows: Iterable[dict[str, Any]], columns: Sequence[str], *, titles: dic
             )
         made.add_row(*cells)
     width = None if sys.stdout.isatty() else 200  # a pipe gets whole lines, not an imagined terminal's
-    Console(width=width, highlight=False).print(made)
+    console = Console(width=width, highlight=False)
+    with console.capture() as printed:  # rich would end the process with 1 when its reader has left
+        console.print(made)
+    click.echo(printed.get(), nl=False)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -5,6 +5,8 @@ With `--preview` it plans one goal from stdin and says it; with `--check-playboo
 
 import asyncio
 import sys
+from collections.abc import Coroutine
+from typing import Any
 
 from services.planner.planning import plan
 from services.planner.playbooks import check_playbook
@@ -14,11 +16,12 @@ from shared.append import Appender
 from shared.bus import connect
 from shared.catalogue import BUILT_IN, Catalogue
 from shared.config import Config
-from shared.errors import Unavailable
+from shared.errors import Malformed, RemitError, Unavailable
 from shared.events import PlanCreated, encode
 from shared.plan import Problem, read_goal
 from shared.run import Run
 from shared.settings import credentials, nats_url
+from shared.status import EXIT_FAILED, EXIT_USAGE
 
 
 async def main(stop: asyncio.Event) -> None:
@@ -64,9 +67,19 @@ async def check(name: str, text: bytes) -> int:
     return 3 if problems else 0
 
 
+def _answered(answer: Coroutine[Any, Any, int]) -> int:
+    """The exit code; what a person can act on (a NATS URL that is none, say) is one line, and no traceback."""
+    try:
+        return asyncio.run(answer)
+    except RemitError as error:
+        where = f"{error.field}: " if error.field else ""
+        print(f"remit: {where}{error.message}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, Malformed) else EXIT_FAILED
+
+
 if __name__ == "__main__":
     if "--preview" in sys.argv[1:]:
-        raise SystemExit(asyncio.run(preview(sys.stdin.buffer.read())))
+        raise SystemExit(_answered(preview(sys.stdin.buffer.read())))
     if "--check-playbook" in sys.argv[1:]:
-        raise SystemExit(asyncio.run(check(sys.argv[-1], sys.stdin.buffer.read())))
+        raise SystemExit(_answered(check(sys.argv[-1], sys.stdin.buffer.read())))
     process.run("planner", main)

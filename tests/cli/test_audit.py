@@ -2,6 +2,10 @@
 
 import asyncio
 import json
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ from click.testing import CliRunner, Result
 from cli.__main__ import main
 from shared.bus import connect
 from shared.subjects import ARTIFACTS_BUCKET, artifact, run_completed, step_completed
-from tests.stack import Stack, stack, until
+from tests.stack import ROOT, Stack, stack, until
 
 OFTEN = {"REMIT_SEAL_EVERY_S": "0.2"}
 
@@ -131,7 +135,25 @@ def test_a_replay_is_told_as_of_an_event_or_a_time(sealing: Stack, done: int) ->
     day = told[-1]["at"][:10]
     assert parsed(remit(sealing, "replay", str(done), "--as-of", day, "-o", "json"))["events"] == told
     assert remit(sealing, "replay", str(done), "--as-of", "2020-01-01").exit_code == 6  # there was no goal yet
-    assert remit(sealing, "replay", str(done), "--as-of", "yesterday").exit_code == 2
+    for nothing in ("yesterday", "²", "9" * 5_000):  # int() takes none of the latter two
+        assert remit(sealing, "replay", str(done), "--as-of", nothing).exit_code == 2
+
+
+def test_stepping_ends_with_the_input(bundle: Path) -> None:
+    """One Enter, then Ctrl-D: two events are told, and nobody waits for more."""
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, b"\n\x04")
+        argv = [sys.executable, "-m", "cli", "replay", "--bundle", str(bundle), "--step"]
+        done = subprocess.run(argv, cwd=ROOT, stdin=theirs, capture_output=True, text=True, timeout=20)
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    assert done.returncode == 0, done.stderr
+    assert [row.split()[2] for row in done.stdout.splitlines() if "  by " in row] == [
+        "goal.submitted",
+        f"plan.created.{json.loads(bundle.read_text())['run']}",
+    ]
 
 
 def test_a_replay_on_a_pipe_is_printed_whole(sealing: Stack, done: int) -> None:
