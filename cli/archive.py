@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from cli.proof import public_of, seals_of
-from cli.speak import common, data, ends_well, line, table, talk, with_bus
+from cli.speak import FOLDER, common, data, ends_well, line, table, talk, with_bus
 from shared.bus import Bus
 from shared.errors import NotFound, RemitError
 from shared.proof.sealing import SEALS_FILE
@@ -65,7 +65,7 @@ def _keys_option(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Then have the stream drop days that are older than N days, at least 7.",
 )
 @_keys_option
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Of the sealer, whose key and seals are taken.")
+@click.option("--data-dir", type=FOLDER, help="Of the sealer, whose key and seals are taken.")
 @common
 @ends_well
 def write(

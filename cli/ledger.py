@@ -11,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from cli.speak import archive_option, common, data, ends_well, fail, talk, with_bus
+from cli.speak import FOLDER, archive_option, common, data, ends_well, fail, talk, with_bus
 from shared.bus import Bus
 from shared.errors import RemitError, Unavailable
 from shared.ledger import Answer
@@ -22,7 +22,7 @@ SILENCE_S = 60.0
 
 
 @click.command()
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Of the file, where no registry is running.")
+@click.option("--data-dir", type=FOLDER, help="Of the file, where no registry is running.")
 @archive_option
 @common
 @ends_well

@@ -10,13 +10,13 @@ import msgspec
 
 from cli.reading import Message, bundle_of, read_all, read_run
 from cli.runs import RUN
-from cli.speak import archive_option, common, data, ends_well, line, table, talk, with_bus
+from cli.speak import FOLDER, archive_option, common, data, ends_well, line, table, talk, with_bus
 from shared.archive.store import Archive
 from shared.bus import Bus
 from shared.errors import Malformed, NotFound, RemitError
 from shared.events import AuditSealed, read
 from shared.proof.bundle import Bundle, Proven, Prover, check
-from shared.proof.keys import fingerprint, is_signed, read_public, signer
+from shared.proof.keys import KEY_BYTES, fingerprint, is_signed, read_public, signer
 from shared.proof.sealing import Sealing, closing, heads_root, signed_bytes
 from shared.settings import data_dir as default_data_dir
 from shared.status import EXIT_FAILED
@@ -41,11 +41,15 @@ def _key_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def public_of(text: str) -> bytes:
     """The public key that the option's text is, or whose file it names."""
     path = Path(text)
-    return read_public(path.read_text() if path.is_file() else text)
+    if path.is_file():
+        return read_public(path.read_text(errors="replace"))
+    if not path.exists() and not text.lstrip().startswith("-----") and len(text.strip()) != 2 * KEY_BYTES:
+        raise Malformed(f"there is no file {text[:200]}, and 64 hex digits it is not either", field="key")
+    return read_public(text)
 
 
 @proof.command()
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Of the sealer.")
+@click.option("--data-dir", type=FOLDER, help="Of the sealer.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print the data.")
 @ends_well
 def key(output: str, data_dir: Path | None) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import click
@@ -37,6 +38,18 @@ PATIENCE = 2  # signals that only ask; who sends more does not want to wait for 
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class _Folder(click.Path):
+    """A folder that need not be there; an empty name is a script's variable that is not set, and not this folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the name of the folder is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FOLDER = _Folder(path_type=Path)
 
 STATUS_COLOURS = {
     "succeeded": "green",

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from cli.keeper import SERVICES, Keeper, module, until_ready
-from cli.speak import archive_option, ends_well, forget_unsaid, nats_option, talk
+from cli.speak import FOLDER, archive_option, ends_well, forget_unsaid, nats_option, talk
 from shared.bus import PORT, bare, connect
 from shared.errors import RemitError
 from shared.settings import HTTP_DEFAULT, credentials, data_dir, host_name
@@ -39,7 +39,7 @@ def held(directory: Path) -> Iterator[None]:
 
 
 @click.command()
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where everything is kept (default: XDG state).")
+@click.option("--data-dir", type=FOLDER, help="Where everything is kept (default: XDG state).")
 @click.option("--nats", metavar="URL[,URL]", help="Use the NATS at this URL, or the cluster at these.")
 @click.option("--nats-port", default=PORT, type=click.IntRange(0, 65535), help="0: any free one.")
 @click.option("--http-port", default=HTTP_PORT, type=click.IntRange(0, 65535), help="0: any free one.")
@@ -77,7 +77,7 @@ def up(
         os.environ["REMIT_ARCHIVE"] = archive  # the services have it of us
     where = _directory(data_dir)
     with held(where):
-        raise SystemExit(asyncio.run(_up(where, nats, nats_port, http_port, host or host_name(), int(replicas))))
+        raise SystemExit(asyncio.run(_up(where, nats, nats_port, http_port, host_name(host), int(replicas))))
 
 
 def _directory(given: Path | None) -> Path:
@@ -177,7 +177,7 @@ def service_commands() -> Sequence[click.Command]:
 def _service(name: str) -> click.Command:
     @click.command(name, help=_HELP[name])
     @click.option("--host", help="This host's name in Remit (default: the machine's).")
-    @click.option("--data-dir", type=click.Path(path_type=Path), help="Where files are kept (default: XDG state).")
+    @click.option("--data-dir", type=FOLDER, help="Where files are kept (default: XDG state).")
     @click.option("--http", metavar="HOST:PORT", help=f"Where the gateway listens (default: {HTTP_DEFAULT}).")
     @click.option(
         "--replicas",

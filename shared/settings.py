@@ -66,7 +66,7 @@ def data_dir() -> Path:
     return Path(state) / "remit"
 
 
-def host_name() -> str:
-    """This host's name as a subject token: `REMIT_HOST`, or the machine's, with what cannot stand replaced."""
-    name = os.environ.get("REMIT_HOST") or socket.gethostname().split(".")[0]
+def host_name(given: str | None = None) -> str:
+    """This host as a subject token: as given, `REMIT_HOST`, or the machine's name; what cannot stand is replaced."""
+    name = given or os.environ.get("REMIT_HOST") or socket.gethostname().split(".")[0]
     return re.sub(r"[^A-Za-z0-9_-]", "-", name)[:64] or "localhost"

@@ -193,6 +193,16 @@ def test_the_stream_is_checked_against_its_seals(sealing: Stack, bundle: Path, k
     assert f"to {lines[-1]['size']} is not what was sealed" in told["flaws"][0]["flaw"]
 
 
+def test_what_is_no_key_is_told(sealing: Stack, bundle: Path, tmp_path: Path) -> None:
+    der = tmp_path / "sealer.der"
+    der.write_bytes(bytes(range(0x80, 0x100)))
+    mistyped = "0" * 63 + "x"
+    for text, why in (("nowhere.pem", "there is no file nowhere.pem"), (str(der), "no public key"), (mistyped, "")):
+        told = remit(sealing, "proof", "verify", str(bundle), "--key", text)
+        assert told.exit_code == 2 and isinstance(told.exception, SystemExit), told.exception
+        assert told.stderr.startswith("remit: key: ") and why in told.stderr
+
+
 def test_a_sealer_that_was_killed_goes_on_from_its_last_seal(sealing: Stack, bundle: Path, key: Path) -> None:
     before = parsed(remit(sealing, "proof", "seals", "-o", "json"))
     sealing.kill("sealer")

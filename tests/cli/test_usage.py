@@ -101,6 +101,8 @@ def test_the_version_is_told() -> None:
         ["bench", "fan", "--parallel", "0"],
         ["bench", "memory", "--runs", "1"],
         ["up", "--nats-port", "70000"],
+        ["up", "--data-dir", ""],
+        ["proof", "key", "--data-dir", ""],
         ["rebuild", "now"],
     ],
     ids=lambda argv: " ".join(argv)[:40],

@@ -117,3 +117,11 @@ def test_a_service_says_what_it_cannot_begin_with(
         made.start(service, **{variable: value})
         until(lambda: made.ended() == {service: 1}, "it ended")
         assert told in made.log(service).splitlines()[-1]
+
+
+def test_a_host_is_a_subject_token_whoever_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`up --host` tells the name by which goals and the fleet know the host."""
+    monkeypatch.setenv("REMIT_HOST", "rack 7.example")
+    assert settings.host_name() == "rack-7-example"
+    assert settings.host_name("a b") == "a-b"
+    assert settings.host_name("") == "rack-7-example"
