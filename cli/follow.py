@@ -13,7 +13,7 @@ from shared.answering import name_of
 from shared.append import Appender
 from shared.bus import Bus
 from shared.clock import rfc3339, rfc3339_if_any
-from shared.errors import Unavailable
+from shared.errors import UNREADABLE, Unavailable
 from shared.events import (
     ApprovalExpired,
     ApprovalGranted,
@@ -84,7 +84,7 @@ async def follow(bus: Bus, run: int, *, quiet: bool = False, progress_too: bool 
             over.set()
 
     def on_progress(_subject: str, data: bytes, _reply: str, _headers: Mapping[str, str] | None) -> None:
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, AttributeError):
+        with contextlib.suppress(*UNREADABLE, AttributeError):
             shown.progress(str(msgspec.json.decode(data).get("text", "")))
 
     if not story.run.ended:

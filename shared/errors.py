@@ -39,6 +39,7 @@ class AlreadySaid(RemitError):
     """A create-only subject holds a message already. Not a failure: whoever repeats a fact gets this."""
 
 
+_MISSING = re.compile(r"Object missing required field `([^`]*)`")
 _AT = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`$")
 
 
@@ -47,4 +48,6 @@ def malformed(error: Exception) -> Malformed:
     text = str(error)
     match = _AT.search(text)
     field = match.group(1) if match else ""
+    if missing := _MISSING.match(text):
+        field = f"{field}.{missing[1]}" if field else missing[1]
     return Malformed(_AT.sub("", text) or type(error).__name__, field=field)

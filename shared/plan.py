@@ -6,6 +6,7 @@
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -362,6 +363,7 @@ def hash_of(fields: dict[str, Any]) -> str:
 
 _EXPONENT = re.compile(rb"[0-9]e-?[0-9]")
 _goal_decoder = msgspec.json.Decoder(Goal)
+_UNSEEN = frozenset(("Zs", "Zl", "Zp", "Cc", "Cf"))
 
 
 def read_goal(data: bytes) -> tuple[Goal | None, list[Problem]]:
@@ -388,7 +390,7 @@ def check_goal(goal: Goal) -> list[Problem]:
     problems: list[Problem] = []
     text = goal.goal
     if text is not None:
-        if not text.strip():
+        if not _says_something(text):
             problems.append(Problem("the goal is blank", "goal"))
         elif len(text) > GOAL_CHARS_MAX:
             problems.append(Problem(f"the goal has {len(text)} characters; at most {GOAL_CHARS_MAX}", "goal"))
@@ -431,6 +433,11 @@ def check_goal(goal: Goal) -> list[Problem]:
         if value is not None and not least <= value <= most:
             problems.append(Problem(f"{field} is {value}; it must be {least} to {most}", field))
     return problems
+
+
+def _says_something(text: str) -> bool:
+    """Whether there is a character to be seen: not spaces alone, nor what has no width, nor controls."""
+    return any(unicodedata.category(one) not in _UNSEEN for one in text)
 
 
 def _check_what(goal: Goal) -> list[Problem]:

@@ -22,7 +22,8 @@ from tests.shared.test_events import sample
 
 ODD: list[Any] = [
     None, True, -1, 0, 1, 1.0, 1.5, 101, 10_001, 86_401, 1_000_001, 31_536_001, 10**9 + 1, 2**53 + 1, 2**63, 10**30,
-    1e300, "", "x", "a b", "run", "stop", "task", "2026-11-21T09:30:00Z", "x" * 65, "\x00", [], [1], ["x"], [{}], {}, {"a": 1},
+    1e300,
+    "", "x", "a b", "run", "stop", "task", "2026-11-21T09:30:00Z", "x" * 65, "\x00", [], [1], ["x"], [{}], {}, {"a": 1},
     {"a": "failed"}, {"a": {}}, {"seconds": True}, {"until": "soon"},
 ]  # fmt: skip
 BROKEN = {

@@ -1,5 +1,7 @@
 """How the command is called: every verb's help, and what nobody can mean. No process and no NATS is needed for it."""
 
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner, Result
 
@@ -140,3 +142,11 @@ def test_bytes_that_are_no_text_are_named(argv: list[str], named: str) -> None:
     assert named in done.stderr.splitlines()[-1], done.stderr
     assert "\\xff" in done.stderr.splitlines()[-1]
     assert done.stdout == ""
+
+
+def test_a_file_that_holds_no_prices_is_a_usage_error(tmp_path: Path) -> None:
+    for data in (b"", b"\xff", b"[]", b'{"of_a_newer_writer":' + b"[" * 100_000):
+        (tmp_path / "rates.json").write_bytes(data)
+        done = invoke("daily", "--rates", str(tmp_path / "rates.json"))
+        assert done.exit_code == 2 and isinstance(done.exception, SystemExit), (data[:30], done.exception)
+        assert "holds no prices" in done.stderr

@@ -253,6 +253,7 @@ async def test_the_ledger_is_asked_over_http_too(web: aiohttp.ClientSession) -> 
             assert (answer.status, (await answer.json())["field"]) == (400, field), path
     for body, field in (
         ({"sql": "copy runs to '/tmp/stolen.csv'"}, "sql"),
+        ({}, "sql"),
         ({"sql": "select 1", "limit": 0}, "limit"),
         ({"sql": "select 1", "as_of": 1 << 60}, "as_of"),
     ):

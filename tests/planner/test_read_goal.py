@@ -61,6 +61,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "goal: empty": (goal(goal=""), "goal"),
     "goal: blank": (goal(goal=" \t\r\n"), "goal"),
     "goal: blank in Unicode": (goal(goal="\u00a0\u2003\u3000"), "goal"),
+    "goal: nothing to be seen": (goal(goal="\u200b\u2060\ufeff \u00ad"), "goal"),
+    "goal: controls": (goal(goal="\0\x1b\x7f"), "goal"),
     "goal: one character too long": (goal(goal="a" * (GOAL_CHARS_MAX + 1)), "goal"),
     "goal: blank beside tasks": (goal(goal=" ", tasks=["noop"]), "goal"),
     "goal twice, the last one blank": (b'{"goal":"check logs","goal":""}', "goal"),

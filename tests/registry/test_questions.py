@@ -92,6 +92,7 @@ BAD: dict[str, tuple[str, Any, str]] = {
     "no UTF-8": ("runs", b"\xff", ""),
     "a list": ("runs", [], ""),
     "nested for ever": ("runs", b"[" * 100_000, ""),
+    "nested for ever where nobody looks": ("runs", b'{"of_a_newer_client":' + b"[" * 100_000, ""),
     "a limit of nothing": ("runs", {"limit": 0}, "limit"),
     "a limit over the most": ("runs", {"limit": LIMIT_MAX + 1}, "limit"),
     "a limit in words": ("runs", {"limit": "many"}, "limit"),
