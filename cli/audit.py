@@ -44,7 +44,8 @@ def audit(
     Each finding names its rule and the events that prove it. Exit code 1 when there is one.
     """
     if rules:
-        table([{"rule": name, "says": text} for name, text in RULES.items()], ("rule", "says"))
+        said = [{"rule": name, "says": text} for name, text in RULES.items()]
+        data(said) if output == "json" else table(said, ("rule", "says"))
         return
     if sum((run is not None, everything, bundle is not None)) != 1:
         raise click.UsageError("name one of the three: a RUN, or --all, or --bundle FILE")

@@ -5,7 +5,7 @@ import hashlib
 import click
 import msgspec
 
-from cli.speak import common, data, ends_well, fail, nats_option, table, talk, with_bus
+from cli.speak import common, data, ends_well, fail, table, talk, with_bus
 from shared.allow import AllowEntry, check, normal
 from shared.bus import Bus
 from shared.catalogue import BUILT_IN
@@ -222,9 +222,9 @@ def tasks_ls(output: str) -> None:
 
 @tasks.command("rm")
 @click.argument("name")
-@nats_option
+@common
 @ends_well
-def tasks_rm(name: str) -> None:
+def tasks_rm(output: str, name: str) -> None:
     """Take task NAME out of the catalogue; steps that were dispatched stay in its queue."""
 
     async def remove(bus: Bus) -> None:
@@ -233,4 +233,6 @@ def tasks_rm(name: str) -> None:
         await bus.kv_delete(CONFIG_BUCKET, task_key(name))
 
     with_bus(remove)
+    if output == "json":
+        data({"removed": name})
     talk(f"removed {name}")

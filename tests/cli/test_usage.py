@@ -1,11 +1,15 @@
 """How the command is called: every verb's help, and what nobody can mean. No process and no NATS is needed for it."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from cli.__main__ import COMMANDS, SERVICES, main
+from shared.audit.findings import RULES
 
 NESTED = [("proof", "key"), ("proof", "seals"), ("proof", "export"), ("proof", "verify"), ("proof", "check"),
           ("allow", "add"), ("allow", "ls"), ("allow", "rm"), ("allow", "disable"), ("allow", "enable"),
@@ -150,3 +154,32 @@ def test_a_file_that_holds_no_prices_is_a_usage_error(tmp_path: Path) -> None:
         done = invoke("daily", "--rates", str(tmp_path / "rates.json"))
         assert done.exit_code == 2 and isinstance(done.exception, SystemExit), (data[:30], done.exception)
         assert "holds no prices" in done.stderr
+
+
+# What prints no data: a demonstration, a stack or a service until it is ended, the checks of a checkout.
+SILENT = {"demo", "up", "test", *SERVICES}
+
+
+def test_every_verb_that_prints_data_prints_json() -> None:
+    def leaves(command: click.Command, words: tuple[str, ...]) -> Iterator[tuple[str, click.Command]]:
+        if not isinstance(command, click.Group):
+            yield " ".join(words), command
+            return
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from leaves(below, (*words, name))
+
+    def prints_json(command: click.Command) -> bool:
+        kinds = [one.type for one in command.params if "--output" in one.opts]
+        return any(isinstance(kind, click.Choice) and "json" in kind.choices for kind in kinds)
+
+    without = {name for name, command in leaves(main, ()) if not prints_json(command)}
+    assert without == SILENT
+
+
+def test_the_rules_of_an_audit_are_data_too() -> None:
+    done = invoke("audit", "--rules", "-o", "json")
+    assert done.exit_code == 0
+    assert [one["rule"] for one in json.loads(done.stdout)] == list(RULES)

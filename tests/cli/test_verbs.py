@@ -282,6 +282,8 @@ def test_hosts_tokens_and_tasks_are_data(stack: Stack, done: int) -> None:
     assert parsed(stack.remit("tokens", "-o", "json"))["total"]["calls"] == 0
     tasks = {one["name"] for one in parsed(stack.remit("tasks", "ls", "-o", "json"))}
     assert {"log_triage", "gpu_report", "service_map", "noop", "fail"} <= tasks
+    assert parsed(stack.remit("tasks", "add", "greet", "-o", "json"))["name"] == "greet"
+    assert parsed(stack.remit("tasks", "rm", "greet", "-o", "json")) == {"removed": "greet"}
     for verb in ("hosts", "tokens"):
         assert stack.remit(verb).returncode == 0
 
