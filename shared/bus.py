@@ -25,7 +25,7 @@ from shared.errors import UNREADABLE, AlreadySaid, Malformed, NotFound, RemitErr
 
 log = logging.getLogger("remit.bus")
 
-SERVER_VERSION_LEAST = (2, 12)  # older ones silently ignore multi-filter consumers and schedule headers
+SERVER_VERSION_LEAST = (2, 14)  # of older ones a timer that has fired does not reach EVENTS, without a word
 CONNECT_TIMEOUT_S = 5.0
 PORT = 4222
 HISTORY_MAX = 64  # changes of a key that NATS keeps at most
@@ -187,6 +187,12 @@ class Bus:
         """Address and version of the server that this connection is with; never with its user and password."""
         address = self._client.connected_url.netloc.rpartition("@")[2]
         return f"{address} (nats-server {self._client._server_info.get('version')})"
+
+    @property
+    def server_version(self) -> tuple[int, ...]:
+        """Major, minor and patch of the server that we are connected to."""
+        version = self._client.connected_server_version
+        return version.major, version.minor, version.patch
 
     # -- JetStream -----------------------------------------------------------------------------------------
 
@@ -516,13 +522,12 @@ async def connect(
         ) from missing
     except (nats.errors.Error, OSError, TimeoutError) as trouble:
         raise Unavailable(f"cannot connect to NATS at {bare(url)}: {trouble or type(trouble).__name__}") from trouble
-    version = client.connected_server_version
-    if (version.major, version.minor) < SERVER_VERSION_LEAST:
-        await client.close()
-        raise Unavailable(
-            f"nats-server {version.major}.{version.minor} at {bare(url)} is too old: Remit needs 2.12 or newer"
-        )
     bus = Bus(client)
+    if bus.server_version < SERVER_VERSION_LEAST:
+        server = bus.server
+        await client.close()
+        least = ".".join(map(str, SERVER_VERSION_LEAST))
+        raise Unavailable(f"{server} is too old: Remit needs nats-server {least} or newer")
     return bus
 
 

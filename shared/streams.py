@@ -38,6 +38,7 @@ NOT_CLUSTERED = 10074
 TOO_FEW_NODES = 10005
 PLANNER = "planner"  # the queue of goals
 AT_ONCE = "noop"  # a task that a worker performs on the spot: while there is one, its queue is pulled
+CLUSTER_VERSION_LEAST = (2, 14, 6)  # nodes of 2.14.3 tell different times at which a stream was made, each its own
 REPLICAS = (1, 3, 5)  # an even number bears the loss of no more nodes than the odd one below it
 
 
@@ -103,6 +104,9 @@ async def ensure(bus: Bus, replicas: int = 1) -> None:
     """
     if replicas not in REPLICAS:
         raise RemitError(f"REMIT_REPLICAS is {replicas}; it must be one of {', '.join(map(str, REPLICAS))}")
+    if replicas > 1 and bus.server_version < CLUSTER_VERSION_LEAST:
+        least = ".".join(map(str, CLUSTER_VERSION_LEAST))
+        raise RemitError(f"{bus.server} is too old for a cluster: Remit needs nats-server {least} or newer there")
     try:
         await _ensure(bus, replicas)
     except ApiError as error:

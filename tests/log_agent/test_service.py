@@ -103,7 +103,7 @@ async def test_a_refusal_is_plain_json_with_its_field(bus: Bus) -> None:
         (b"not json", ""),
         (b"\xff\xfe", ""),
         (b"[" * 100_000, ""),
-        (b"{}", ""),
+        (b"{}", "source"),
         (b'{"source": 7}', "source"),
         (b'{"source": "docker:../x"}', "source"),
         (b'{"source": "file:relative"}', "source"),
