@@ -122,9 +122,9 @@ def test(chaos: bool, rest: tuple[str, ...]) -> None:
                 raise SystemExit(code)  # a "313 passed" after it would hide it
         types = subprocess.Popen([sys.executable, "-m", "mypy"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     marks = ["-m", "chaos" if chaos else "not chaos"]
-    # Most tests wait for real processes: five at a time on two cores, a file's tests together, as they share a stack,
+    # Most tests wait for real processes: six at a time on two cores, a file's tests together, as they share a stack,
     # in the order of tests/conftest.py and not by how many a file has.
-    width = ["-n", "5", "--dist", "loadfile", "--no-loadscope-reorder"] if not rest and not chaos else []
+    width = ["-n", "6", "--dist", "loadfile", "--no-loadscope-reorder"] if not rest and not chaos else []
     try:
         code = subprocess.run([sys.executable, "-m", "pytest", *marks, *width, *rest]).returncode
     except BaseException:
