@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from cli.keeper import until_ready
 from shared.bus import Bus, connect
@@ -41,6 +42,10 @@ def _parse_undisturbed(*args: Any, **options: Any) -> ast.AST:
 
 
 ast.parse = _parse_undisturbed  # hypothesis and inspect parse, too
+
+# An example that takes 200 ms says that the machine is busy, and nothing of what is tested.
+settings.register_profile("remit", deadline=None)
+settings.load_profile("remit")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -61,7 +61,6 @@ def folded(stream: Stream) -> dict[int, Run]:
 _short = settings(
     max_examples=int(os.environ.get("REMIT_EXAMPLES", "25")),
     stateful_step_count=40,
-    deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
     report_multiple_bugs=False,

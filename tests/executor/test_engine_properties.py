@@ -473,7 +473,6 @@ class Lied(Killed):
 _short = settings(
     max_examples=int(os.environ.get("REMIT_EXAMPLES", "150")),
     stateful_step_count=40,
-    deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
     report_multiple_bugs=False,
@@ -530,7 +529,7 @@ def test_any_number_of_executors_comes_to_the_same_end(seed: int) -> None:
     assert results(3, seed + 200) == alone
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_an_engine_restarted_anywhere_says_what_the_living_one_says(data: st.DataObject) -> None:
     """At any place of a finished stream: what a new engine finds due is what is not said up to there, and it is not

@@ -565,7 +565,6 @@ TestInterleaved = Interleaved.TestCase
 TestInterleaved.settings = settings(
     max_examples=100,
     stateful_step_count=40,
-    deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
     report_multiple_bugs=False,

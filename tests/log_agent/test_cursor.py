@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.log_agent.chunks import Chunks
@@ -113,7 +113,6 @@ def test_a_read_without_lines_has_one_chunk() -> None:
     assert (chunk.n, chunk.last, chunk.text) == (0, True, [])
 
 
-@settings(deadline=None)  # it is about sizes, and a busy machine takes longer than hypothesis' 200 ms
 @given(
     st.lists(st.sampled_from(["\x00", '"', "é", "a", "\U0001f600"]).flatmap(lambda c: st.just(c * 9000)), max_size=60)
 )

@@ -115,7 +115,7 @@ seen = st.characters(categories=["L", "M", "N", "P", "S"])
 words = st.tuples(anything, seen, anything).map("".join)  # a goal that shows nothing is blank
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(goal=words, params=st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=9), max_size=3))
 def test_the_same_goal_gives_the_same_bytes_and_a_hash_that_anybody_verifies(goal: str, params: dict[str, int]) -> None:
     try:

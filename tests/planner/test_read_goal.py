@@ -238,7 +238,7 @@ def _floats(value: Any) -> bool:
     return isinstance(value, float)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(st.binary(max_size=200))
 @example(b"\xff")
 @example(b'{"goal":"\\ud800"}')
@@ -246,7 +246,7 @@ def test_any_bytes_are_answered(data: bytes) -> None:
     holds(data)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(likely)
 def test_any_likely_goal_is_answered(fields: dict[str, Any]) -> None:
     holds(json.dumps(fields).encode())

@@ -414,7 +414,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=1_000, deadline=None)
+@settings(max_examples=1_000)
 @given(TEXTS, JSON, JSON)
 def test_only_a_condition_error_comes_out_whatever_goes_in(text: str, params: Any, step: Any) -> None:
     why = check(text)
@@ -431,7 +431,7 @@ def test_only_a_condition_error_comes_out_whatever_goes_in(text: str, params: An
         assert is_json(value)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(JSON)
 def test_data_comes_back_as_it_went_in(data: Any) -> None:
     def finite(value: Any) -> bool:

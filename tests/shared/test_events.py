@@ -323,7 +323,7 @@ subjects = (
 bodies = st.binary(max_size=60) | st.sampled_from([encode(body) for _, body in controls.every_event(7).values()])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(subject=subjects, data=bodies, seq=st.integers(1, 10**6))
 @example(subject="step.completed.1.a.1", data=b"[" * 100_000, seq=2)
 @example(subject="plan.created.1", data=b'{"steps":' * 50_000, seq=2)
@@ -344,7 +344,7 @@ def test_reading_never_raises(subject: str, data: bytes, seq: int) -> None:
             assert isinstance(event.body, kinds[event.kind]) and event.run < seq
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(sorted(KINDS)), st.data())
 def test_half_an_event_is_unreadable_or_the_event(kind: str, data: st.DataObject) -> None:
     """Cut anywhere, an event never reads as another one. (Nothing at all is a request to cancel.)"""

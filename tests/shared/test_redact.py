@@ -142,7 +142,7 @@ N = 300
 _ALPHABET = st.sampled_from([*"abcXYZ019=:;,.-_/\\\"'`@%<>[]{}() \t\n", "password", "token=", "Bearer ", "://"])
 
 
-@settings(max_examples=N, deadline=None)
+@settings(max_examples=N)
 @given(st.lists(_ALPHABET, max_size=60).map("".join))
 def test_any_text_is_redacted_once_and_for_all(text: str) -> None:
     once = redact(text)
@@ -166,7 +166,7 @@ _FORM = st.sampled_from(
 )
 
 
-@settings(max_examples=N, deadline=None)
+@settings(max_examples=N)
 @given(_NAME, _VALUE.filter(lambda v: v[0].isalnum() and v[-1].isalnum()), _FORM)
 def test_a_value_after_a_telling_name_never_shows(name: str, value: str, form: str) -> None:
     if form.startswith("--"):

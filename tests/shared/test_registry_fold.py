@@ -152,7 +152,7 @@ JUNK = [
 ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), data=st.data())
 def test_rows_do_not_depend_on_where_batches_end(seed: int, data: st.DataObject) -> None:
     stream = a_busy_stream(seed)
@@ -160,7 +160,7 @@ def test_rows_do_not_depend_on_where_batches_end(seed: int, data: st.DataObject)
     assert folded(stream, cuts).all() == folded(stream).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), data=st.data())
 def test_rows_do_not_depend_on_where_the_registry_was_killed(seed: int, data: st.DataObject) -> None:
     """All messages readable: kills at any place, batches cut at any other."""
@@ -169,7 +169,7 @@ def test_rows_do_not_depend_on_where_the_registry_was_killed(seed: int, data: st
     assert folded(stream, data.draw(places), data.draw(places)).all() == folded(stream).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), data=st.data())
 def test_rows_do_not_depend_on_kills_when_there_is_junk_in_the_stream(seed: int, data: st.DataObject) -> None:
     """What is kept of an unreadable message must read again as the same unreadable message."""

@@ -108,7 +108,7 @@ hours = st.sampled_from(["*", "*/2", "*/5", "0", "1", "2", "3", "1,2", "2,3", "0
 begins = st.sampled_from(["2026-10-24T12:00", "2026-10-31T12:00", "2027-03-13T12:00", "2027-03-27T12:00"])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(minute=fields, hour=hours, zone=st.sampled_from([BERLIN, NEW_YORK, KOLKATA, "UTC"]), begin=begins)
 def test_a_change_of_a_whole_hour_is_as_debians_cron_has_it(minute: str, hour: str, zone: str, begin: str) -> None:
     """The library mimics it, clock changes included; half an hour's change is where it loses ticks and we do not."""
@@ -121,7 +121,7 @@ def test_a_change_of_a_whole_hour_is_as_debians_cron_has_it(minute: str, hour: s
     assert list(ticks(cron, zone, begin_s, begin_s + 2 * DAY_S)) == theirs
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     minute=fields,
     hour=hours,
@@ -140,7 +140,7 @@ def test_which_ticks_there_are_does_not_depend_on_where_one_looks_from(
     assert list(ticks(cron, zone, after_s, begin_s + DAY_S)) == [tick for tick in whole if tick > after_s]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(minute=fields, hour=hours, zone=st.sampled_from([BERLIN, LORD_HOWE, KOLKATA]), begin=begins)
 def test_a_look_further_ahead_only_adds(minute: str, hour: str, zone: str, begin: str) -> None:
     cron, begin_s = f"{minute} {hour} * * *", at(zone, begin)
@@ -192,7 +192,7 @@ def test_the_servers_cron_is_written_in_numbers(cron: str, expected: str) -> Non
     assert six_fields(cron) == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     minute=fields,
     hour=hours,
@@ -263,7 +263,7 @@ def test_what_is_wrong_is_named(changes: dict[str, Any], fields_at_fault: list[s
     assert [problem.field for problem in check_schedule(schedule(**changes), NOW_S)] == fields_at_fault
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.text(st.characters(codec="utf-8"), max_size=30) | st.from_regex(r"\A[0-9*/,LW#-]{1,6}( [0-9*/,LW#-]{1,6}){4}\Z")
 )

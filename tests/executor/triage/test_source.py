@@ -45,7 +45,7 @@ _PIECES = st.sampled_from(
 _TEXTS = st.one_of(_PIECES, st.text(max_size=60), st.characters(codec=None).map(lambda c: c * 3))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.builds(Line, _TEXTS, st.none(), st.sampled_from(["", "stdout", "stderr"])), max_size=40),
     st.integers(1, 7),
