@@ -58,8 +58,9 @@ class Lazy(click.Group):
         try:
             return super().main(*args, **extra)
         except OSError as error:  # a full disk under `--help`; a command of ours tells of its own
-            click.echo(f"remit: {error.strerror or error}", err=True)
-            raise SystemExit(1) from error
+            from cli.speak import fail
+
+            fail(str(error.strerror or error), 1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*COMMANDS, *SERVICES]

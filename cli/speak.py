@@ -133,11 +133,12 @@ def table(rows: Iterable[dict[str, Any]], columns: Sequence[str], *, titles: dic
 
 def fail(message: str, code: int) -> NoReturn:
     talk(click.style("remit: ", fg="red") + message)
+    forget_unsaid()  # it may be what failed
     raise SystemExit(code)
 
 
 def forget_unsaid() -> None:
-    """Drop what could not be said any more, as the terminal has gone: Python would fail over it at its very end."""
+    """Drop what cannot be said: the terminal has gone, the disk is full. Python would fail over it at its very end."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

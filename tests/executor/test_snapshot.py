@@ -96,7 +96,7 @@ def test_what_is_nested_too_deeply_is_no_snapshot_and_no_bug() -> None:
     run = stream.planned(controls.plan(controls.step("a")))
     engine = read_all(Engine(), stream)
     deep: list[Any] = []
-    for _ in range(2_000):
+    for _ in range(100_000):
         deep = [deep]
     steps = {"a": replace(engine.runs[run].steps["a"], outputs={"deep": deep})}
     engine.runs[run] = replace(engine.runs[run], steps=steps)
