@@ -26,6 +26,11 @@ def rfc3339_if_any(at_ns: int) -> str | None:
     return rfc3339(at_ns) if at_ns else None
 
 
+def seconds_between(from_ns: int, to_ns: int) -> float | None:
+    """Seconds, to the microsecond; None where one of the two is 0, a moment that has not come."""
+    return (to_ns - from_ns) // 1_000 / 1_000_000 if from_ns and to_ns else None
+
+
 def parse_ns(text: str) -> int:
     """Nanoseconds since the epoch of an RFC 3339 time; ValueError when it is none."""
     match = _RFC3339.fullmatch(text)

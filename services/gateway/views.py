@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from shared.clock import NS_PER_S, rfc3339, rfc3339_if_any
+from shared.clock import rfc3339, rfc3339_if_any, seconds_between
 from shared.events import Artifact, Unreadable
 from shared.plan import Step
 from shared.run import Run
@@ -99,7 +99,7 @@ def run_view(reading: Story) -> RunView:
         submitted_at=rfc3339(run.submitted_ns),
         started_at=rfc3339_if_any(run.started_ns),
         ended_at=rfc3339_if_any(run.ended_ns),
-        duration_s=_seconds(run.started_ns, run.ended_ns),
+        duration_s=seconds_between(run.started_ns, run.ended_ns),
         steps_total=len(run.steps),
         input_tokens=run.tokens.input,
         output_tokens=run.tokens.output,
@@ -159,7 +159,7 @@ def _step(run: Run, step: Step) -> StepView:
         host=state.host,
         dispatched_at=rfc3339_if_any(state.dispatched_ns),
         ended_at=rfc3339_if_any(state.ended_ns),
-        duration_s=_seconds(state.dispatched_ns, state.ended_ns),
+        duration_s=seconds_between(state.dispatched_ns, state.ended_ns),
         error=state.error or None,
         message=state.message or None,
         cause=state.cause or None,
@@ -190,7 +190,3 @@ def _body(data: bytes, *, cut: bool) -> Any:
     except (msgspec.MsgspecError, RecursionError, ValueError):
         text = data.decode(errors="replace")
     return text[:BODY_CHARS_MAX_UNREADABLE]
-
-
-def _seconds(from_ns: int, to_ns: int) -> float | None:
-    return (to_ns - from_ns) // 1_000 / (NS_PER_S // 1_000) if from_ns and to_ns else None

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from shared.clock import seconds_between
 from shared.events import Artifact, Event, LlmCalled, ScheduleTicked, Unreadable, read
 from shared.plan import read_goal
 from shared.run import Early, Run, begin, evolve, refusal
@@ -267,7 +268,7 @@ class Fold:
                 now.host,
                 _us(dispatched_ns),
                 event.at_ns // 1000,
-                _seconds(dispatched_ns, event.at_ns),
+                seconds_between(dispatched_ns, event.at_ns),
                 outcome,
                 now.error or None,
             )  # fmt: skip
@@ -329,14 +330,14 @@ class Fold:
         runs += (
             run.id, run.principal or None, goal, tasks, directive, run.status,
             run.reason or None, plan.plan_hash if plan else None, run.submitted_ns // 1000, _us(run.started_ns),
-            _us(run.ended_ns), _seconds(run.started_ns, run.ended_ns), len(run.steps), run.tokens.input,
+            _us(run.ended_ns), seconds_between(run.started_ns, run.ended_ns), len(run.steps), run.tokens.input,
             run.tokens.output, run.tokens.unknown_calls, playbook, retry_of, run.stop.reason if run.stop else None,
         )  # fmt: skip
         for place, step in enumerate(plan.steps if plan else ()):
             state = run.steps[step.id]
             steps += (
                 run.id, place, step.id, step.kind, step.task, state.status, state.attempt, state.host,
-                _us(state.dispatched_ns), _us(state.ended_ns), _seconds(state.dispatched_ns, state.ended_ns),
+                _us(state.dispatched_ns), _us(state.ended_ns), seconds_between(state.dispatched_ns, state.ended_ns),
                 state.error or None, state.message or None, state.cause or None, state.reused_from or None,
                 None if state.ended_ns else _us(waits_until_ns(run, step.id, state)),
             )  # fmt: skip
@@ -378,10 +379,6 @@ _asked = lru_cache(maxsize=512)(_new_asked)
 
 def _us(at_ns: int) -> int | None:
     return at_ns // 1000 if at_ns else None
-
-
-def _seconds(from_ns: int, to_ns: int) -> float | None:
-    return (to_ns - from_ns) // 1000 / 1_000_000 if from_ns and to_ns else None
 
 
 def _text(data: bytes) -> bytes | None:
