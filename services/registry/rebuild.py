@@ -12,7 +12,7 @@ from shared.pull import Gone, Reader
 from shared.streams import first_seq, standing
 from shared.subjects import EVENTS
 
-BATCH_EVENTS = 2 * ROW_GROUP_ROWS  # whole row groups go to the file at once, and not through the log first
+BATCH_EVENTS = 4 * ROW_GROUP_ROWS  # whole row groups go to the file at once, and not through the log first
 ARCHIVED_ROWS = 2_048  # folded at a stretch: whoever asks something meanwhile waits that long
 READ_EVENTS = 16_384  # with fewer the server is waited for
 SILENCE_S = 30.0
