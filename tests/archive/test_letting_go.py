@@ -30,6 +30,7 @@ from shared.pull import Gone
 from shared.streams import ensure, first_seq, last_seq
 from tests.archive.built import DAYS, KEY, MARGIN_S, Built, edit, rewrite, streams
 from tests.conftest import until
+from tests.nested import DEEP
 from tests.registry.conftest import say_runs
 from tests.stack import ROOT, Stack
 
@@ -186,7 +187,7 @@ def with_runs_that_are_none(archive: Path, days: list[Manifest]) -> None:
 def with_a_manifest_that_is_deep(archive: Path, days: list[Manifest]) -> None:
     path = archive / "events" / f"{days[0].day}.json"
     text = path.read_text().rstrip()
-    path.write_text(f'{text[:-1]}, "more": {"[" * 100_000}{"]" * 100_000}}}')
+    path.write_text(f'{text[:-1]}, "more": {DEEP}}}')
 
 
 def with_an_older_seal(archive: Path, days: list[Manifest]) -> None:

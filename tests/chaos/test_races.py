@@ -32,7 +32,8 @@ WAVE = 100  # runs that are raced for at a time
 PUBLISHERS = 4
 AT_EXPIRY_S = 0.04  # half of the answers are aimed so near at the expiry, before or behind
 AHEAD_S = 0.3  # the others up to so much before it: on a busy machine what is aimed at a moment comes later
-AT_CANCEL_S = 0.2  # cancel and answers come within so long; an approved run is over soon after
+AT_CANCEL_S = 0.05  # the answers come within so long, and most cancels, so that some are first however fast all is
+AFTER_S = 0.4  # the other cancels come within so long: an approved run is over soon, on a busy machine less so
 PIECES = 7
 LEAST = 0.05  # of the races each outcome must have: else it was none
 
@@ -68,8 +69,9 @@ class Racers:
                 if who == 0 or self._chance.random() < 0.2:
                     self._later(bus, after_s, f"{yes}.p{who}", answer)
         else:
+            cancel_s = AT_CANCEL_S if self._chance.random() < 0.6 else AFTER_S
             for who, bus in enumerate(self._buses):
-                within_s, subject = (AT_CANCEL_S / 4, yes) if who else (AT_CANCEL_S, f"run.cancel_requested.{run}")
+                within_s, subject = (AT_CANCEL_S, yes) if who else (cancel_s, f"run.cancel_requested.{run}")
                 self._later(bus, self._chance.uniform(0, within_s), f"{subject}.p{who}", answer)
 
     def _later(self, bus: Bus, after_s: float, subject: str, data: bytes) -> None:

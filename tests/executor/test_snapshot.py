@@ -16,6 +16,7 @@ from tests import controls
 from tests.conftest import until as eventually
 from tests.controls import ACK, Stream
 from tests.executor.test_engine import Shell, limited
+from tests.nested import LEVELS
 from tests.stack import stack, until
 
 CREATED = "2026-11-21T00:00:00Z"
@@ -96,7 +97,7 @@ def test_what_is_nested_too_deeply_is_no_snapshot_and_no_bug() -> None:
     run = stream.planned(controls.plan(controls.step("a")))
     engine = read_all(Engine(), stream)
     deep: list[Any] = []
-    for _ in range(100_000):
+    for _ in range(LEVELS):
         deep = [deep]
     steps = {"a": replace(engine.runs[run].steps["a"], outputs={"deep": deep})}
     engine.runs[run] = replace(engine.runs[run], steps=steps)

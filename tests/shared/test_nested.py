@@ -1,6 +1,5 @@
 """JSON that is nested too deeply is one more thing that cannot be read: no service ends of it, no asker waits of it."""
 
-import sys
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -16,9 +15,9 @@ from shared.config import newest_version
 from shared.errors import Malformed, Unavailable
 from shared.ledger import Question
 from shared.subjects import CONFIG_BUCKET, MEMORY_BUCKET, directive_key, registry
+from tests import nested
 
-LEVELS = 1_900 if sys.version_info < (3, 12) else 100_000  # what its stack cannot take, in the fewest bytes
-DEEP = b'{"deep":' + b"[" * LEVELS + b"]" * LEVELS + b"}"
+DEEP = b'{"deep":' + nested.DEEP.encode() + b"}"
 
 
 @pytest.mark.parametrize("read", [asked, _question])
