@@ -102,7 +102,7 @@ def ready(checkout: Checkout) -> Checkout:
 def test_no_python_at_all_gives_the_apt_line_and_2(checkout: Checkout) -> None:
     code, out, err = checkout.call("demo")
     assert (code, out) == (2, "")
-    assert "needs Python 3.11" in err
+    assert "needs Python 3.11 to 3.14" in err
     assert "apt-get install -y python3" in err
 
 
@@ -121,6 +121,17 @@ def test_a_newer_python_beside_an_old_one_is_found(checkout: Checkout) -> None:
     code, out, _ = checkout.call("plan", "check  logs")
     assert code == 0
     assert "ran: -m cli plan check  logs" in out
+
+
+@pytest.mark.parametrize(("minor", "is_taken"), [(10, False), (11, True), (14, True), (15, False)])
+def test_a_python_is_taken_for_which_all_dependencies_have_wheels(
+    checkout: Checkout, minor: int, is_taken: bool
+) -> None:
+    as_if = f"import sys; sys.version_info = (3, {minor}, 2); exec(sys.argv[1])"
+    checkout.program("python3", NEW_PYTHON.replace("exit 0 ;;", f"exec '{sys.executable}' -c '{as_if}' \"$2\" ;;", 1))
+    code, out, err = checkout.call("runs")
+    assert ("ran: -m cli runs" in out) == is_taken, err
+    assert code == (0 if is_taken else 2)
 
 
 def test_a_python_that_was_built_slow_is_passed_over_for_another(checkout: Checkout) -> None:
