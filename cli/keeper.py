@@ -30,7 +30,8 @@ AGAIN_S = 0.5  # the first pause before a dead service is started again; doubled
 AGAIN_MAX_S = 10.0
 LOOK_S = 0.05  # how often it is asked whether a service that starts is ready
 STEADY_S = 30.0  # who has lived so long starts with the first pause again
-LOG_BYTES_MAX = 20_000_000  # a service's log is put aside at start-up when it is larger
+LOG_BYTES_MAX = 20_000_000  # a log that is larger is put aside, in the place of the one before
+LOGS_LOOK_S = 60.0  # how often that is looked at; also whenever its child is started
 PORT_TAKEN = "its port is taken"
 LAST_WORDS_BYTES = 4_000
 
@@ -76,6 +77,32 @@ class Keeper:
         if path.exists() and path.stat().st_size > LOG_BYTES_MAX:
             path.replace(path.with_suffix(".log.1"))
         return path
+
+    def _put_aside(self, name: str) -> None:
+        """Begin the log of a child that is alive anew, when it has grown too large.
+
+        The child appends, and so writes on at the beginning. A line that it writes between copy and cut is lost.
+        """
+        path = self.logs / f"{name}.log"
+        if path.stat().st_size <= LOG_BYTES_MAX:
+            return
+        part = path.with_suffix(".log.part")
+        try:
+            with path.open("rb+") as log, part.open("wb") as aside:
+                shutil.copyfileobj(log, aside)
+                aside.close()  # written, before what it was copied from goes
+                part.replace(path.with_suffix(".log.1"))
+                self._said_before[name] = 0
+                log.truncate(0)
+        finally:
+            part.unlink(missing_ok=True)
+
+    async def _put_logs_aside(self) -> None:
+        while True:
+            await asyncio.sleep(LOGS_LOOK_S)
+            for name in list(self._said_before):
+                with suppress(OSError):  # no room for the copy just now: it is looked at again
+                    await asyncio.to_thread(self._put_aside, name)
 
     async def _start(
         self, name: str, argv: Sequence[str], environment: Mapping[str, str]
@@ -197,6 +224,7 @@ class Keeper:
                     self._tell(f"nats-server cannot be started yet: {error}")
 
     async def start_services(self, services: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._kept.append(asyncio.create_task(self._put_logs_aside()))
         for service in services:
             self._kept.append(asyncio.create_task(self._keep(service, environment)))
 
