@@ -30,6 +30,8 @@ _waiting: asyncio.Task[Any] | None = None  # who waits for a NATS that is not th
 
 CAUSES_MAX = 10  # of one error that are told
 CONNECT_PATIENCE_S = 60.0  # a NATS that is being restarted; after that the keeper shall know
+CONNECT_AGAIN_S = 0.3
+TELL_AGAIN_S = 10.0  # what is waited for, when it is the same all the time
 
 
 class _Lines(logging.Formatter):
@@ -86,8 +88,10 @@ async def connected(service: str) -> Bus:
     When the connection ends for good the process ends, too: its keeper starts it afresh.
     """
     global _waiting
+    replicas = setting("REPLICAS", int, 1)
     loop = asyncio.get_running_loop()
     end_s = loop.time() + CONNECT_PATIENCE_S
+    told, tell_again_s = "", 0.0
     _waiting = asyncio.current_task()
     while True:
         bus: Bus | None = None
@@ -98,14 +102,16 @@ async def connected(service: str) -> Bus:
                 credentials=credentials(),
                 on_closed=lambda: os.kill(os.getpid(), signal.SIGTERM),
             )
-            await ensure(bus, replicas=setting("REPLICAS", int, 1))
+            await ensure(bus, replicas=replicas)
         except Unavailable as error:
             if bus is not None:
                 await bus.close()  # the next try makes a connection of its own
             if loop.time() > end_s:
                 raise
-            log.info("waiting for NATS: %s", error)
-            await asyncio.sleep(0.3)
+            if error.message != told or loop.time() > tell_again_s:
+                told, tell_again_s = error.message, loop.time() + TELL_AGAIN_S
+                log.info("waiting for NATS: %s", error)
+            await asyncio.sleep(CONNECT_AGAIN_S)
         else:
             _waiting = None
             return bus

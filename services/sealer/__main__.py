@@ -13,11 +13,11 @@ from shared.settings import Count, Seconds, data_dir, setting
 
 
 async def main(stop: asyncio.Event) -> None:
-    bus = await process.connected("sealer")
     every_s, every_events = setting("SEAL_EVERY_S", Seconds, 60.0), setting("SEAL_EVERY_EVENTS", Count, 10_000)
-    appender = await Appender(bus).start()
     archive = os.environ.get("REMIT_ARCHIVE")
     trusted = _trusted(os.environ.get("REMIT_SEALER_TRUSTS", ""))
+    bus = await process.connected("sealer")
+    appender = await Appender(bus).start()
     sealer = Sealer(
         bus, appender, data_dir(), every_s=every_s, every_events=every_events, archive=archive, trusted=trusted
     )

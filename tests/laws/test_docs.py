@@ -87,3 +87,22 @@ def test_every_link_leads_to_a_file_and_every_verb_is_one(page: str) -> None:
     verbs = {*COMMANDS, *SERVICES}
     for verb in re.findall(r"^(?:\$ )?\./remit ([a-z][a-z-]*)", text, re.M):
         assert verb in verbs, verb
+
+
+# Not for people: what one process of Remit tells another.
+INWARD = {"REMIT_DECIDER_PID"}
+
+
+def settings_read() -> set[str]:
+    """Each `REMIT_…` that the code or `./remit` names, also as `setting("…")` does."""
+    found = set(re.findall(r"\$\{(REMIT_[A-Z_]+)", (ROOT / "remit").read_text()))
+    for path in (path for folder in ("cli", "services", "shared") for path in (ROOT / folder).rglob("*.py")):
+        text = path.read_text()
+        found |= set(re.findall(r"\bREMIT_[A-Z_]*[A-Z]\b", text))
+        found |= {f"REMIT_{name}" for name in re.findall(r"\bsetting\(\"([A-Z_]+)\"", text)}
+    return found - INWARD
+
+
+def test_every_setting_stands_in_the_documentation_and_none_besides() -> None:
+    told = set(re.findall(r"\bREMIT_[A-Z_]*[A-Z]\b", (ROOT / "docs" / "settings.md").read_text()))
+    assert told == settings_read()

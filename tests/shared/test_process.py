@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from shared.errors import Unavailable
+from shared import process
+from shared.errors import Malformed, Unavailable
 from shared.process import CAUSES_MAX, trace, until
 from tests.canary import Flock
 from tests.stack import ROOT
@@ -106,3 +107,24 @@ async def test_what_takes_long_to_start_is_cut_off_when_it_is_asked_to_end() -> 
     asyncio.get_running_loop().call_later(0.05, stop.set)
     assert await asyncio.wait_for(until(stop, start(3600)), 5) is False
     assert ends == ["ended", "ended"]
+
+
+async def test_who_waits_for_nats_says_so_once_and_then_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("REMIT_NATS_URL", "nats://127.0.0.1:1")
+    for name, seconds in {"CONNECT_PATIENCE_S": 1.2, "CONNECT_AGAIN_S": 0.02, "TELL_AGAIN_S": 0.5}.items():
+        monkeypatch.setattr(process, name, seconds)
+    with caplog.at_level("INFO"), pytest.raises(Unavailable):
+        await process.connected("planner")
+    assert 1 < caplog.text.count("waiting for NATS: nothing listens at") <= 3
+
+
+async def test_a_setting_that_cannot_be_meant_is_told_before_nats_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("REMIT_NATS_URL", "nats://127.0.0.1:1")
+    monkeypatch.setenv("REMIT_REPLICAS", "three")
+    async with asyncio.timeout(5):
+        with pytest.raises(Malformed, match="REMIT_REPLICAS='three'"):
+            await process.connected("planner")
