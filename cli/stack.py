@@ -174,11 +174,22 @@ def service_commands() -> Sequence[click.Command]:
     return [_service(name) for name in SERVICES]
 
 
+def _globs(_context: click.Context, _option: click.Parameter, globs: tuple[str, ...]) -> tuple[str, ...]:
+    if apart := [one for one in globs if not one or ":" in one]:
+        raise click.BadParameter(f"{apart[0]!r}: a glob is not empty and has no ':'")
+    return globs
+
+
 def _service(name: str) -> click.Command:
     @click.command(name, help=_HELP[name])
     @click.option("--host", help="This host's name in Remit (default: the machine's).")
     @click.option("--data-dir", type=FOLDER, help="Where files are kept (default: XDG state).")
-    @click.option("--http", metavar="HOST:PORT", help=f"Where the gateway listens (default: {HTTP_DEFAULT}).")
+    @click.option(
+        "--http",
+        metavar="HOST:PORT",
+        hidden=name != "gateway",
+        help=f"Where the gateway listens (default: {HTTP_DEFAULT}).",
+    )
     @click.option(
         "--replicas",
         type=click.Choice([str(count) for count in REPLICAS]),
@@ -189,6 +200,16 @@ def _service(name: str) -> click.Command:
         type=click.IntRange(1, 1_000),
         hidden=name != "executor",
         help="Steps at a time on this host, of all tasks together.  [env var: REMIT_SLOTS; default: 16]",
+    )
+    @click.option(
+        "--log-glob",
+        "globs",
+        metavar="GLOB",
+        multiple=True,
+        callback=_globs,
+        hidden=name != "log-agent",
+        help="Files to list beside containers, such as '/var/log/*.log'; may be repeated. Listed is not allowed: "
+        "`remit allow add` allows.  [env var: REMIT_LOG_GLOBS, with ':' between them]",
     )
     @click.option(
         "--file",
@@ -210,6 +231,7 @@ def _service(name: str) -> click.Command:
         http: str | None,
         replicas: str | None,
         slots: int | None,
+        globs: tuple[str, ...],
         file: Path | None,
         archive: str | None,
     ) -> None:
@@ -221,6 +243,7 @@ def _service(name: str) -> click.Command:
             ("REMIT_HTTP", http),
             ("REMIT_REPLICAS", replicas),
             ("REMIT_SLOTS", str(slots) if slots else None),
+            ("REMIT_LOG_GLOBS", ":".join(globs)),
         ):
             if value:
                 os.environ[variable] = value

@@ -1,8 +1,9 @@
-"""Run the log agent of one host: `python -m services.log_agent [--host NAME] [--nats URL] [--log-glob
-GLOB]`.
+"""`python -m services.log_agent`: the log agent of one host as a process.
+
+Settings come from the environment: `REMIT_HOST`, `REMIT_NATS_URL`, `REMIT_LOG_GLOBS` (with `:` between them),
+`DOCKER_HOST`.
 """
 
-import argparse
 import asyncio
 import os
 
@@ -16,8 +17,10 @@ from shared.process import connected, run, until
 from shared.settings import host_name
 
 
-async def main(stop: asyncio.Event, *, host: str, globs: list[str]) -> None:
+async def main(stop: asyncio.Event) -> None:
     """Answer until `stop`."""
+    host = host_name()
+    globs = [one for one in os.environ.get("REMIT_LOG_GLOBS", "").split(":") if one]
     address = engine_address(os.environ)
     engine, logs = DockerEngine(address), EngineLogs(address)
     bus = await connected("log-agent")
@@ -33,16 +36,4 @@ async def main(stop: asyncio.Event, *, host: str, globs: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="remit log-agent", description="Read one host's logs, as allowed.")
-    parser.add_argument("--host", default=host_name())
-    parser.add_argument("--nats", help="the server's URL (default: REMIT_NATS_URL)")
-    parser.add_argument(
-        "--log-glob",
-        action="append",
-        default=[g for g in os.environ.get("REMIT_LOG_GLOBS", "").split(":") if g],
-        help="also list, but do not allow, files such as '/var/log/*.log'; may be repeated",
-    )
-    given = parser.parse_args()
-    if given.nats:
-        os.environ["REMIT_NATS_URL"] = given.nats
-    run("log-agent", lambda stop: main(stop, host=given.host, globs=given.log_glob))
+    run("log-agent", main)

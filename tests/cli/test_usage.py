@@ -81,6 +81,7 @@ def test_the_version_is_told() -> None:
         ["submit", "--retry-of", "forty"],
         ["submit", "--from-step", "a"],
         ["submit", "--retry-of", "42", "--from-step", "A"],
+        ["log-agent", "--log-glob", "/var/log/*.log:/srv/*.log"],
         ["playbooks"],
         ["playbooks", "set", "a"],
         ["playbooks", "set", "a.b", "--file", "pyproject.toml"],

@@ -225,7 +225,7 @@ async def test_the_process_ends_though_its_engine_trickles(bus: Bus, nats_url: s
     odd.trickles.add("/version")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "services.log_agent", "--host", "hung", "--nats", nats_url),
+        *("-m", "cli", "log-agent", "--host", "hung", "--nats", nats_url),
         cwd=ROOT,
         env={**os.environ, **odd.address, "PYTHONPATH": str(ROOT)},
         stderr=asyncio.subprocess.DEVNULL,

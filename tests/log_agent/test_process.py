@@ -30,7 +30,7 @@ async def test_a_fleet_is_read_by_the_agent_s_process(bus: Bus, nats_url: str) -
             await bus.kv_put(CONFIG_BUCKET, f"allow.{role}", entry)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "services.log_agent", "--host", "tower", "--nats", nats_url),
+            *("-m", "cli", "log-agent", "--host", "tower", "--nats", nats_url),
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stderr=asyncio.subprocess.DEVNULL,
@@ -68,3 +68,25 @@ async def test_a_fleet_is_read_by_the_agent_s_process(bus: Bus, nats_url: str) -
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+
+
+async def test_files_are_listed_by_the_globs_that_it_is_told(bus: Bus, nats_url: str, tmp_path: Path) -> None:
+    for name in ("a.log", "b.log", "c.txt", "d"):
+        (tmp_path / name).write_text("a line\n")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "cli", "log-agent", "--host", "globs", "--nats", nats_url),
+        *("--log-glob", f"{tmp_path}/*.log", "--log-glob", f"{tmp_path}/c.*"),
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(20):
+            while not any(info.metadata == {"host": "globs"} for info in await bus.discover("logs")):
+                pass
+        listed = {one.name: one.allowed for one in (await all_sources(bus, "globs")).sources if one.kind == "file"}
+    finally:
+        process.kill()
+        await process.wait()
+    assert listed == {f"{tmp_path}/{name}": False for name in ("a.log", "b.log", "c.txt")}
