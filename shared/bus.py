@@ -312,6 +312,10 @@ class Bus:
         with _told(f"{bucket}/{key}"):
             await (await self._bucket(bucket)).delete(key)
 
+    async def kv_forget(self, bucket: str, key: str) -> None:
+        """Remove what was stored under `key` and leave nothing: a deletion would stay as a message of its own."""
+        await self.api(f"STREAM.PURGE.KV_{bucket}", {"filter": f"$KV.{bucket}.{key}"})
+
     # -- objects -------------------------------------------------------------------------------------------
 
     async def object_put(self, bucket: str, name: str, data: bytes | Path) -> tuple[str, int]:

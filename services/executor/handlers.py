@@ -76,6 +76,11 @@ class Task:
         self._calls_begun = int(stored[0]) if stored and stored[0].isdigit() else 0
         return self._calls_begun
 
+    async def forget_llm_calls(self) -> None:
+        """The attempt has its end: nobody looks for its mark any more."""
+        if self._calls_begun:
+            await self.bus.kv_forget(MEMORY_BUCKET, self._mark)
+
     @property
     def _mark(self) -> str:
         return f"llm.{self.run}.{self.step}.{self.attempt}"

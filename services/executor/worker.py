@@ -172,7 +172,8 @@ class Worker:
         finally:
             del self._in_hand[_attempt(event)]
         accepted = await self.say_end(puller, delivery, event, outcome)
-        for action in task.when_accepted if accepted and isinstance(outcome, StepCompleted) else ():
+        afterwards = task.when_accepted if accepted and isinstance(outcome, StepCompleted) else []
+        for action in (*afterwards, task.forget_llm_calls):
             try:
                 await action()
             except RemitError as error:

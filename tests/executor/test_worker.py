@@ -670,6 +670,30 @@ async def test_what_a_killed_worker_has_spent_is_gone_from_the_grant(floor: Floo
     assert grants == [58]
 
 
+async def no_mark(floor: Floor) -> bool:
+    """Whether the store of marks holds nothing of any call, not even that something was removed."""
+    found = await floor.bus.api(f"STREAM.INFO.KV_{MEMORY_BUCKET}", {"subjects_filter": f"$KV.{MEMORY_BUCKET}.llm.>"})
+    return not found["state"].get("subjects")
+
+
+@pytest.mark.parametrize("outcome", ["completed", "failed"])
+async def test_the_mark_of_a_call_goes_with_the_end_of_its_attempt(floor: Floor, outcome: str) -> None:
+    marks: list[bool] = []
+
+    async def handler(task: Task) -> Outputs:
+        await task.begin_llm_call()
+        await task.say_llm_called(LlmCalled(request_model="m", outcome="ok", input_tokens=1, output_tokens=1))
+        marks.append(not await no_mark(floor))
+        if outcome == "failed":
+            raise Refused("not today")
+        return {}
+
+    async with floor.working(handler):
+        subject, _ = await floor.end(await floor.dispatch(token_grant=100))
+        assert subject.split(".")[1] == outcome and marks == [True]
+        await until(lambda: no_mark(floor), 5)
+
+
 async def test_a_call_that_a_killed_worker_was_in_is_unknown_and_costs_what_was_left(floor: Floor) -> None:
     """Nobody knows whether the server has answered: unknown usage counts as the whole grant, never as zero."""
     grants: list[int] = []
@@ -685,4 +709,5 @@ async def test_a_call_that_a_killed_worker_was_in_is_unknown_and_costs_what_was_
     assert grants == [0]
     [lost] = [body for subject, body in await floor.said(run) if subject.startswith("llm.")]
     assert (lost["outcome"], lost["input_tokens"], lost["output_tokens"]) == ("lost", None, None)
+    await until(lambda: no_mark(floor), 5)
     assert (await read_story(floor.bus, run)).run.charged == 100
