@@ -60,8 +60,12 @@ class Place(Protocol):
 
 def place(where: str, *, make: bool = False) -> Place:
     """The place of this path or URL; `make` a folder that is not there yet. `NotFound`, or `Malformed`."""
+    if not where.strip():  # a script's variable that is not set; as a path it would be this folder
+        raise Malformed("an archive has a name: a folder, or s3://bucket/prefix", field="archive")
     scheme = urlsplit(where).scheme if "://" in where else ""
     if scheme in S3_SCHEMES:
+        if not urlsplit(where).netloc:
+            raise Malformed(f"{where} names no bucket: s3://bucket/prefix", field="archive")
         return Bucket(where)
     if scheme:
         raise Malformed(

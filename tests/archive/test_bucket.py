@@ -16,7 +16,7 @@ from services.registry.store import Store
 from shared.archive import parquet
 from shared.archive.places import PART_BYTES, place
 from shared.archive.store import Archive
-from shared.errors import AlreadySaid, NotFound, Unavailable
+from shared.errors import AlreadySaid, Malformed, NotFound, Unavailable
 from shared.proof.keys import signer
 from shared.streams import standing
 from shared.subjects import EVENTS
@@ -146,6 +146,13 @@ def test_what_is_not_there_is_told_as_that(bucket: str, tmp_path: Path, in_bucke
 def test_a_bucket_that_is_not_there_is_told(bucket: str) -> None:
     with pytest.raises(NotFound, match="there is no bucket for s3://nobodys/attic"):
         place("s3://nobodys/attic").names()
+
+
+@pytest.mark.parametrize("where", ["", " ", "s3://", "s3:///attic", "gs://attic/x"])
+def test_what_is_no_place_is_told_before_anybody_is_asked(where: str) -> None:
+    with pytest.raises(Malformed, match=r"a folder, or s3://bucket/prefix|names no bucket") as told:
+        place(where)
+    assert told.value.field == "archive"
 
 
 def test_a_store_that_is_away_is_told_within_its_patience(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
