@@ -302,6 +302,8 @@ def _opened(path: Path) -> Any:
     quoted = str(path.absolute()).replace("'", "''")
     try:
         db.execute(f"attach '{quoted}' as ledger (type duckdb, row_group_size {ROW_GROUP_ROWS})")
+        # What does not fit into memory goes beside the file: the engine's own choice would be where we were started.
+        db.execute(f"set temp_directory = '{quoted}.tmp'")
     except BaseException:
         db.close()
         raise

@@ -5,6 +5,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from services.registry import store as store_module
 from services.registry.fold import Fold
 from services.registry.store import ROW_GROUP_ROWS, Store
 from tests.controls import Stream
@@ -28,6 +29,20 @@ def test_a_name_is_a_file_s_and_nothing_else(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     Store(Path(name)).close()
     assert [one.name for one in tmp_path.iterdir()] == [name]
+
+
+def test_what_does_not_fit_into_memory_goes_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not to where somebody has started Remit, which may be read-only."""
+    started, kept = tmp_path / "started", tmp_path / "kept"
+    started.mkdir()
+    monkeypatch.chdir(started)
+    monkeypatch.setattr(store_module, "MEMORY", "60MB")
+    made = Store(kept / "it's a ledger.duckdb")
+    query = "select count(*) as numbers from (select distinct i * 7 from range(8000000) t(i))"
+    assert made.select(query, rows_max=1, time_s=30)[1] == [{"numbers": 8_000_000}]
+    assert (kept / "it's a ledger.duckdb.tmp").is_dir() and not list(started.iterdir())
+    made.close()
+    assert [one.name for one in kept.iterdir()] == ["it's a ledger.duckdb"]
 
 
 def test_row_groups_are_small_also_of_a_file_that_is_opened_again(tmp_path: Path) -> None:
