@@ -140,8 +140,6 @@ def daily(day: str | None, rates: Path | None, output: str, to: Path | None) -> 
         _written(*flat({**parts, "tokens": page["tokens"], "total": [page["total"]]}, DAILY), output, to)
     else:
         _daily(page)
-    for name in page.get("cut") or []:  # a registry of before has no such word
-        talk(f"{name}: more kinds than a page shows, cut at {len(page[name])}; `remit sql` has them all")
 
 
 def _daily(page: dict[str, Any]) -> None:
@@ -167,8 +165,7 @@ def _daily(page: dict[str, Any]) -> None:
     if total["currency"]:
         least = "" if total["cost_is_whole"] else "at least " if total["cost"] is not None else ""
         told = "unknown" if total["cost"] is None else f"{total['cost']:.2f} {total['currency']}"
-        what = "not every model is shown" if "tokens" in (page.get("cut") or []) else "usage or a price is unknown"
-        why = "" if total["cost_is_whole"] else f" ({what})"
+        why = "" if total["cost_is_whole"] else " (usage or a price is unknown)"
         click.echo(plain(f"cost: {least}{told}{why}"))
 
 

@@ -12,7 +12,7 @@ Ask = Callable[..., Awaitable[list[dict[str, Any]]]]
 RUN_BEYOND_ALL = 1 << 62
 GREATEST_TEXT = "\uffff"
 NOBODY = "(none)"
-GROUPS_MAX = 1_000  # models of a day, schedules of a day: kinds of things, not one for each run; what is more is told
+GROUPS_MAX = 1_000  # models of a day, schedules of a day: kinds of things, never one for each run
 
 
 async def paged(ask: Ask, name: str, limit: int, **values: Any) -> tuple[list[dict[str, Any]], bool]:
@@ -67,23 +67,15 @@ async def daily(ask: Ask, question: Question, rates: Rates | None) -> Answer:
     if question.page is not None:
         return answer
     [total] = await ask("tokens_total", **values)
-    groups: dict[str, list[dict[str, Any]]] = {}
-    cut: list[str] = []
-    for name, sql in (("approvals", "daily_approvals"), ("ticks", "daily_ticks"), ("tokens", "tokens_by_model")):
-        beginning = {"page": ""} if name == "tokens" else {}
-        groups[name], is_cut = await paged(ask, sql, GROUPS_MAX, **values, **beginning)
-        cut += [name] * is_cut
-    models = [{"model": row.pop("key"), **row} for row in groups["tokens"]]
-    costs = _costs(models, rates)
-    if "tokens" in cut:
-        costs["cost_is_whole"] = False
+    models = await ask("tokens_by_model", **values, page="", limit=GROUPS_MAX)
+    models = [{"model": row.pop("key"), **row} for row in models]
     answer.more = {
         "day": question.day,
         "runs": await ask("daily_runs", **values),
-        **groups,
+        "approvals": await ask("daily_approvals", **values, limit=GROUPS_MAX),
+        "ticks": await ask("daily_ticks", **values, limit=GROUPS_MAX),
         "tokens": models,
-        "total": {**total, **costs},
-        "cut": cut,
+        "total": {**total, **_costs(models, rates)},
     }
     return answer
 

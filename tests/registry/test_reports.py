@@ -110,26 +110,6 @@ async def test_a_day_s_page_says_what_it_does_not_know(store: Store) -> None:
     assert sum(row["ticks"] for row in page.more["ticks"]) <= 1
 
 
-async def test_a_day_s_page_tells_what_it_leaves_out(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def read(name: str, **values: Any) -> list[dict[str, Any]]:
-        return store.ask(name, values)
-
-    found = one(
-        store,
-        "select said_at::date::varchar as day, count(distinct coalesce(response_model, request_model)) as models"
-        " from llm_calls group by 1 order by 2 desc limit 1",
-    )
-    question = Question(day=found["day"], limit=50)
-    monkeypatch.setattr(reports, "_costs", lambda _models, _rates: {"cost_is_whole": True})
-    monkeypatch.setattr(reports, "GROUPS_MAX", found["models"])
-    page = (await reports.daily(read, question, RATES)).more
-    assert page["cut"] == [] and page["total"]["cost_is_whole"]
-    monkeypatch.setattr(reports, "GROUPS_MAX", found["models"] - 1)
-    page = (await reports.daily(read, question, RATES)).more
-    assert page["cut"] == ["tokens"] and len(page["tokens"]) == found["models"] - 1 > 0
-    assert page["total"]["cost_is_whole"] is False
-
-
 async def test_how_runs_steps_and_questions_went(store: Store) -> None:
     async def read(name: str, **values: Any) -> list[dict[str, Any]]:
         return store.ask(name, values)
