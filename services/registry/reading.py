@@ -1,9 +1,10 @@
 """What a stranger's query may be, pure: DuckDB's own parser gives the tree, and here it is walked.
 
 Theory of operation. Three walls stand one behind the other. The parser accepts nothing but one select here (its JSON
-knows no other statement). This walk lets through only the registry's own tables, the query's own named parts, and
-functions that make rows out of numbers: table functions that read files, pointers or settings never reach the
-engine. And the engine itself has external access off and its configuration locked (`store`).
+knows no other statement, but since DuckDB 2.0 a named part of a select may be an insert, an update, a delete or a copy).
+This walk lets through only what reads, the registry's own tables, the query's own named parts, and functions that make
+rows out of numbers: table functions that read files, pointers or settings never reach the engine. And the engine itself
+has external access off, its configuration locked, and a transaction in which nothing can be written (`store`).
 """
 
 from typing import Any
@@ -24,6 +25,8 @@ LARGE_FUNCTIONS = frozenset(
         "array_resize",
     )
 )  # fmt: skip
+# What a query is made of, at any depth. The others write: what a later engine brings is refused until it stands here.
+READING = frozenset(("SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"))
 SHOWN = frozenset(("DESCRIBE", "SUMMARY"))
 
 
@@ -75,6 +78,8 @@ def _walk(node: Any, known: frozenset[str], tables: frozenset[str]) -> str:
         if _name(function) not in ROW_FUNCTIONS:
             return f"the function {_name(function)[:80]} is not available"
         return _walk([value for value in function.values() if isinstance(value, dict | list)], known, tables)
+    elif isinstance(kind, str) and kind.endswith("_NODE") and kind not in READING:
+        return f"only what reads is answered, at any place of a query: there is no {kind.split('_')[0].lower()} here"
     elif node.get("class") in ("FUNCTION", "WINDOW") and (name := _name(node)) in NO_FUNCTIONS | LARGE_FUNCTIONS:
         instead = f"; `from {name}(…)` is" if name in ROW_FUNCTIONS else ""
         return f"the function {name} is not available{instead}"

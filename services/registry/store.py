@@ -245,6 +245,7 @@ class Store:
             parsed = cursor.execute("select json_serialize_sql(?::varchar)", [text]).fetchone()[0]
             if why := reading.refusal(json.loads(parsed), TABLES_AND_VIEWS, self._hidden):
                 raise Malformed(why, field="sql")
+            cursor.execute("begin transaction read only")  # a wall of the engine's own; closing the cursor ends it
             cursor.execute(text)
             names = _distinct([column[0] for column in cursor.description or ()])
             rows: list[dict[str, Any]] = []

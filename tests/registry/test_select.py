@@ -55,7 +55,20 @@ def test_a_select_over_the_tables_is_answered(store: Store, query: str) -> None:
     assert store.select(query, rows_max=100, time_s=5)[1] == READ[query]
 
 
+# Since DuckDB 2.0 the parser takes these for one select.
+WRITING = [
+    "with x as (delete from runs returning run) select * from x",
+    "with x as (truncate runs) select 1",
+    "with x as (update runs set status = 'failed' returning run) select 1",
+    "with x as (update main.runs set status = 'failed') select 1",
+    "with x as (insert into runs select * from runs returning run) select * from x",
+    "with x as (insert into folded select * from folded) select 1",
+    "with x as (copy runs to '/tmp/stolen.csv') select 1",
+    "with y as (select 1), x as materialized (delete from steps returning run) select * from y union all from x",
+]
+
 HOSTILE = [
+    *WRITING,
     "select * from read_csv('/etc/passwd')",
     "select * from read_text('/etc/passwd')",
     "select * from read_blob('/etc/hosts')",
@@ -148,7 +161,8 @@ def test_whatever_is_no_select_over_the_tables_is_refused(store: Store, query: s
 
 
 def test_the_walls_of_the_engine_hold_without_the_walk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files and settings are closed to the connection itself, should the walk ever miss something."""
+    """Files, settings and every write are closed to the connection, should the walk ever miss something."""
+    before = store.digest()
     monkeypatch.setattr("services.registry.reading.refusal", lambda *_: "")
     for query in (
         "select * from read_text('/etc/passwd')",
@@ -157,9 +171,14 @@ def test_the_walls_of_the_engine_hold_without_the_walk(store: Store, monkeypatch
         "copy runs to '/tmp/stolen.csv'",
         "attach '/tmp/other.duckdb'",
         "install httpfs",
+        *WRITING,
+        "delete from runs",
+        "create table x as select 1",
+        "drop table runs",
     ):
         with pytest.raises(Malformed):
             store.select(query, rows_max=10, time_s=5)
+    assert store.digest() == before
 
 
 @pytest.mark.parametrize(
