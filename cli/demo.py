@@ -24,6 +24,7 @@ from shared.gpu import GpuHostReport, GpuReportRequest
 from shared.log_reading import all_sources
 from shared.plan import Goal
 from shared.settings import data_dir, host_name
+from shared.showing import tokens_told
 from shared.status import EXIT_OF_STATUS
 from shared.subjects import goal_submitted, gpu_report
 
@@ -147,9 +148,7 @@ def _print_end(folder: Path, ended: dict[str, Any]) -> None:
     click.echo("reports:")
     for one in ended["artifacts"]:
         click.echo(f"  {folder / one.name}")
-    tokens = ended["tokens"]
-    unknown = f", {tokens.unknown_calls} calls of unknown usage" if tokens.unknown_calls else ""
-    click.echo(f"tokens: {tokens.input} in, {tokens.output} out{unknown}")
+    click.echo(tokens_told(ended["tokens"]))
     click.echo("next:")
     click.echo(f"  less {folder / 'report.md'}")
     click.echo("  ./remit up                                   # keep it running")

@@ -94,7 +94,8 @@ def tokens(by: By | None, since: str | None, until: str | None, output: str, to:
         columns: tuple[str, ...] = (*keys, "calls", "unknown_calls", "input_tokens", "output_tokens")
         _bars(shown, columns, [_sum(row) for row in rows], "tokens")
         unknown = f" ({total['unknown_calls']} of unknown usage)" if total["unknown_calls"] else ""
-        talk(f"{total['calls']} calls{unknown}: {total['input_tokens']} tokens in, {total['output_tokens']} out")
+        read, written = ("unknown" if n is None else n for n in (total["input_tokens"], total["output_tokens"]))
+        talk(f"{total['calls']} calls{unknown}: {read} tokens in, {written} out")
 
 
 @click.command()

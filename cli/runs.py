@@ -18,7 +18,7 @@ from shared.errors import NotFound, RemitError
 from shared.ledger import Question
 from shared.plan import GATE
 from shared.run_approvals import ANONYMOUS
-from shared.showing import Asked, asked
+from shared.showing import Asked, asked, tokens_told
 from shared.status import EXIT_OF_STATUS, RunStatus
 from shared.story import Story, read_story
 from shared.subjects import ARTIFACTS_BUCKET, artifact
@@ -66,9 +66,7 @@ def show(output: str, run: int) -> None:
         line(f"  {step['id']} {status(step['status'])}{_tail(step)}")
         for name, value in step["outputs"].items():
             line(f"    {name}: {_short(value)}")
-    tokens = story.run.tokens
-    unknown = f", {tokens.unknown_calls} calls unknown" if tokens.unknown_calls else ""
-    line(f"tokens: {tokens.input} in, {tokens.output} out{unknown}")
+    line(tokens_told(story.run.tokens))
     for one in found["artifacts"]:
         where = f", from run {one.from_run}" if one.from_run else ""
         line(f"artifact {one.name} ({one.size_bytes} bytes, sha256 {one.sha256[:12]}…{where})")

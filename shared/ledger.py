@@ -113,9 +113,9 @@ def whole_day(text: str) -> tuple[datetime, datetime]:
 def cost(row: dict[str, Any], rates: Rates) -> float | None:
     """What the reported tokens of one model's row cost; null without a rate for it, or when nothing was reported."""
     rate = rates.models.get(row["model"])
-    if rate is None or row["input_tokens"] is None or row["output_tokens"] is None:
+    if rate is None or (row["input_tokens"] is None and row["output_tokens"] is None):
         return None
-    cached = min(row["cached_tokens"] or 0, row["input_tokens"]) if rate.cached_per_million is not None else 0
-    fresh: int = row["input_tokens"] - cached
-    total: float = fresh * rate.input_per_million + row["output_tokens"] * rate.output_per_million
+    read, written = row["input_tokens"] or 0, row["output_tokens"] or 0
+    cached = min(row["cached_tokens"] or 0, read) if rate.cached_per_million is not None else 0
+    total: float = (read - cached) * rate.input_per_million + written * rate.output_per_million
     return round((total + cached * (rate.cached_per_million or 0)) / 1e6, 6)

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from shared.clock import rfc3339_if_any
+from shared.events import Tokens
 from shared.plan import GATE, Plan
 from shared.run import Run, StepState
 from shared.run_steps import wait_ends_ns
@@ -89,6 +90,13 @@ def what_is_asked(plan: Plan, step: str) -> str:
     message = planned.inputs.get("message") if planned.kind == "approval" else None
     where = f" on {planned.host}" if planned.host else ""
     return str(message) if message else f"run step {planned.id} ({planned.performs}){where}"
+
+
+def tokens_told(tokens: Tokens) -> str:
+    """A run's tokens, for a person: a sum of nothing is unknown where a usage was not reported, never 0."""
+    read, written = (n or ("unknown" if tokens.unknown_calls else 0) for n in (tokens.input, tokens.output))
+    unknown = f", {tokens.unknown_calls} calls of unknown usage" if tokens.unknown_calls else ""
+    return f"tokens: {read} in, {written} out{unknown}"
 
 
 def waits_until_ns(run: Run, step: str, state: StepState) -> int:

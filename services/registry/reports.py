@@ -34,10 +34,9 @@ async def tokens(ask: Ask, question: Question) -> Answer:
         asked = question.page if question.page is not None else first
         if question.by == "run":
             _number(asked)
-        # A call on no host or for no task has the name NOBODY, which no host or task can have: it is shown as null.
-        found, are_more = await paged(ask, f"tokens_by_{question.by}", question.limit, **values, page=asked or "")
-        rows = [{question.by: _named(row.pop("key")), **row} for row in found]
-        page = str(rows[-1][question.by] or NOBODY) if are_more else None
+        found, are_more = await paged(ask, f"tokens_by_{question.by}", question.limit, **values, page=asked)
+        page = str(found[-1]["key"]) if are_more else None
+        rows = [{question.by: _named(question.by, row.pop("key")), **row} for row in found]
     more = {"total": (await ask("tokens_total", **values))[0]} if question.page is None else {}
     return Answer(rows=rows, more=more, next_page=page)
 
@@ -67,7 +66,7 @@ async def daily(ask: Ask, question: Question, rates: Rates | None) -> Answer:
     if question.page is not None:
         return answer
     [total] = await ask("tokens_total", **values)
-    models = await ask("tokens_by_model", **values, page="", limit=GROUPS_MAX)
+    models = await ask("tokens_by_model", **values, page=None, limit=GROUPS_MAX)
     models = [{"model": row.pop("key"), **row} for row in models]
     answer.more = {
         "day": question.day,
@@ -80,8 +79,9 @@ async def daily(ask: Ask, question: Question, rates: Rates | None) -> Answer:
     return answer
 
 
-def _named(key: Any) -> Any:
-    return None if key == NOBODY else key
+def _named(by: str, key: Any) -> Any:
+    """A call on no host or for no task has the name NOBODY, which no host or task can have: it is shown as null."""
+    return None if key == NOBODY and by in ("host", "task") else key
 
 
 def _costs(models: list[dict[str, Any]], rates: Rates | None) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import csv
 import io
 import json
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,11 +19,13 @@ from services.registry.store import Store
 from shared.append import Appender
 from shared.bus import Bus
 from shared.errors import Malformed
-from shared.events import encode
-from shared.ledger import TOKENS_BY, Answer, Question, Rate, Rates, whole_day
+from shared.events import LlmCalled, Tokens, encode
+from shared.ledger import TOKENS_BY, Answer, Question, Rate, Rates, cost, whole_day
+from shared.showing import tokens_told
 from shared.subjects import llm_called, plan_created, run_completed, run_started, step_completed, step_dispatched
 from tests import controls
 from tests.conftest import until
+from tests.controls import Stream
 from tests.registry.conftest import LEDGER, ask, last_seq
 from tests.stack import Stack
 
@@ -84,6 +87,69 @@ async def test_usage_that_was_not_reported_is_unknown(store: Store) -> None:
     assert lost
     assert {(row["input_tokens"], row["output_tokens"], row["cached_tokens"]) for row in lost} == {(None, None, None)}
     assert {row["reasoning_tokens"] for row in found} == {None}
+
+
+@pytest.fixture
+def called(tmp_path: Path) -> Iterator[Callable[..., Store]]:
+    """A store of one run that has made these calls."""
+    store, fold, stream = Store(tmp_path / LEDGER), Fold(), Stream()
+    store.begin("EVENTS", "2026")
+
+    def made(*calls: LlmCalled) -> Store:
+        run = stream.planned()
+        stream.put(run_started(run), controls.started())
+        stream.put(step_dispatched(run, "a", 1, "noop"), controls.dispatched())
+        for number, call in enumerate(calls, 1):
+            stream.put(llm_called(run, "a", f"1-{number}"), call)
+        for message in stream.messages:
+            fold.add(*message)
+        store.write(fold.take())
+        return store
+
+    yield made
+    store.close()
+
+
+@pytest.mark.parametrize("limit", [1, 2, 1000])
+async def test_a_model_is_whatever_it_calls_itself(called: Callable[..., Store], limit: int) -> None:
+    """Some servers answer without a name; another one has the name under which calls on no host are shown."""
+    store = called(*(controls.called(response_model=name) for name in ("", "(none)", "a", "\uffff")))
+    answer = await tokens(store, Question(by="model", limit=limit))
+    found = list(answer.rows)
+    while answer.next_page is not None:
+        answer = await tokens(store, Question(by="model", limit=limit, page=answer.next_page))
+        found += answer.rows
+    assert [row["model"] for row in found] == ["", "(none)", "a", "\uffff"]
+    [host] = (await tokens(store, Question(by="host"))).rows
+    assert (host["host"], host["calls"]) == (None, 4)
+
+
+async def test_a_total_of_which_nothing_was_reported_is_unknown(called: Callable[..., Store]) -> None:
+    """As the rows are; of no calls at all it is 0."""
+    store = called(controls.called(input_tokens=None, output_tokens=None))
+    asked = Question(limit=10)
+    assert (await tokens(store, asked)).more["total"] == {
+        "calls": 1, "unknown_calls": 1, "input_tokens": None, "output_tokens": None
+    }  # fmt: skip
+    assert (await tokens(store, Question(until="2020-01-01"))).more["total"] == {
+        "calls": 0, "unknown_calls": 0, "input_tokens": 0, "output_tokens": 0
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reported", "costs"), [((2, 3), 8.0), ((2, None), 2.0), ((None, 3), 6.0), ((None, None), None), ((0, 0), 0.0)]
+)
+def test_what_was_reported_has_its_cost(reported: tuple[int | None, int | None], costs: float | None) -> None:
+    """Half of a usage, too; of none nobody knows it."""
+    read, written = reported
+    row = {"model": "m", "input_tokens": read, "output_tokens": written, "cached_tokens": None}
+    rates = Rates(currency="EUR", models={"m": Rate(input_per_million=1e6, output_per_million=2e6)})
+    assert cost(row, rates) == costs
+
+
+def test_a_run_of_unknown_usage_is_told_so() -> None:
+    assert tokens_told(Tokens()) == "tokens: 0 in, 0 out"
+    assert tokens_told(Tokens(input=7, unknown_calls=2)) == "tokens: 7 in, unknown out, 2 calls of unknown usage"
 
 
 async def test_a_day_s_page_says_what_it_does_not_know(store: Store) -> None:

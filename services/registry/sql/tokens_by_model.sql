@@ -11,6 +11,6 @@ select coalesce(response_model, request_model) as key,
 from llm_calls
 where said_at >= $since and said_at < $until
 group by 1
-having key > $page
+having $page is null or key > $page
 order by key asc
 limit $limit
