@@ -141,6 +141,8 @@ def daily(day: str | None, rates: Path | None, output: str, to: Path | None) -> 
         _written(*flat({**parts, "tokens": page["tokens"], "total": [page["total"]]}, DAILY), output, to)
     else:
         _daily(page)
+    if page.get("cut"):
+        talk(f"{page['cut']}; `remit tokens --by model` has all models, `remit sql` the rest")
 
 
 def _daily(page: dict[str, Any]) -> None:

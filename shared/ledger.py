@@ -61,7 +61,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
 class Answer(msgspec.Struct, kw_only=True):
     """Rows, and where the tables stand: all up to event `position` is in them. `next` (of some questions `next_page`)
-    asks for the following page.
+    asks for the following page. There are as many as were asked for, or as a message holds.
     """
 
     rows: list[dict[str, Any]] = []

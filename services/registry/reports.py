@@ -4,6 +4,8 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
+import msgspec
+
 from shared.errors import Malformed
 from shared.ledger import Answer, Question, Rates, cost, moment, span, whole_day
 
@@ -12,13 +14,29 @@ Ask = Callable[..., Awaitable[list[dict[str, Any]]]]
 RUN_BEYOND_ALL = 1 << 62
 GREATEST_TEXT = "\uffff"
 NOBODY = "(none)"
+PAGE_BYTES_MAX = 800_000  # a message holds 1 MB, and what is said beside a page's rows
 GROUPS_MAX = 1_000  # models of a day, schedules of a day: kinds of things, never one for each run
+GROUPS_BYTES_MAX = 200_000  # three such lists leave room for a day's failures
 
 
-async def paged(ask: Ask, name: str, limit: int, **values: Any) -> tuple[list[dict[str, Any]], bool]:
-    """So many rows at most, and whether there are more: one is read beyond the page."""
+async def paged(
+    ask: Ask, name: str, limit: int, *, room: int | None = None, **values: Any
+) -> tuple[list[dict[str, Any]], bool]:
+    """So many rows at most, as many as a message holds, and whether there are more: one is read beyond the page."""
     rows = await ask(name, limit=limit + 1, **values)
-    return rows[:limit], len(rows) > limit
+    page = rows[: _fitting(rows[:limit], PAGE_BYTES_MAX if room is None else room)]
+    return page, len(rows) > len(page)
+
+
+def _fitting(rows: list[dict[str, Any]], room: int) -> int:
+    """How many of these rows are no more than `room` bytes; the first in any case, or a page would go on to itself."""
+    if len(msgspec.json.encode(rows)) <= room:
+        return len(rows)
+    for number, row in enumerate(rows):
+        room -= len(msgspec.json.encode(row)) + 1
+        if room < 0:
+            return max(number, 1)
+    return len(rows)
 
 
 async def tokens(ask: Ask, question: Question) -> Answer:
@@ -59,24 +77,35 @@ async def daily(ask: Ask, question: Question, rates: Rates | None) -> Answer:
     values = {"since": since, "until": until}
     page = question.page if question.page is not None else str(RUN_BEYOND_ALL)
     _number(page)
-    failures, are_more = await paged(ask, "daily_failures", question.limit, **values, page=page)
-    answer = Answer(rows=failures)
-    if are_more:
-        answer.next_page = str(failures[-1]["run"])
-    if question.page is not None:
-        return answer
-    [total] = await ask("tokens_total", **values)
-    models = await ask("tokens_by_model", **values, page=None, limit=GROUPS_MAX)
+    more = await _beside(ask, question.day, rates, **values) if question.page is None else {}
+    room = PAGE_BYTES_MAX - len(msgspec.json.encode(more))
+    failures, are_more = await paged(ask, "daily_failures", question.limit, room=room, **values, page=page)
+    return Answer(rows=failures, more=more, next_page=str(failures[-1]["run"]) if are_more else None)
+
+
+async def _beside(ask: Ask, day: str, rates: Rates | None, **values: Any) -> dict[str, Any]:
+    """All of a day's page but its failures. `cut` says of which lists there is more than they hold."""
+    cut: list[str] = []
+
+    async def listed(what: str, name: str, **more: Any) -> list[dict[str, Any]]:
+        rows, are_more = await paged(ask, name, GROUPS_MAX, room=GROUPS_BYTES_MAX, **values, **more)
+        if are_more:
+            cut.append(f"{what} cut at {len(rows)} rows")
+        return rows
+
+    models = await listed("tokens", "tokens_by_model", page=None)
     models = [{"model": row.pop("key"), **row} for row in models]
-    answer.more = {
-        "day": question.day,
+    costs = _costs(models, rates, are_all=not cut)
+    [total] = await ask("tokens_total", **values)
+    return {
+        "day": day,
         "runs": await ask("daily_runs", **values),
-        "approvals": await ask("daily_approvals", **values, limit=GROUPS_MAX),
-        "ticks": await ask("daily_ticks", **values, limit=GROUPS_MAX),
+        "approvals": await listed("approvals", "daily_approvals"),
+        "ticks": await listed("ticks", "daily_ticks"),
         "tokens": models,
-        "total": {**total, **_costs(models, rates)},
+        "total": {**total, **costs},
+        "cut": "; ".join(cut) or None,
     }
-    return answer
 
 
 def _named(by: str, key: Any) -> Any:
@@ -84,14 +113,14 @@ def _named(by: str, key: Any) -> Any:
     return None if key == NOBODY and by in ("host", "task") else key
 
 
-def _costs(models: list[dict[str, Any]], rates: Rates | None) -> dict[str, Any]:
+def _costs(models: list[dict[str, Any]], rates: Rates | None, *, are_all: bool) -> dict[str, Any]:
     """The cost of what was reported. `cost_is_whole` is false where usage or a price is not known: it is more then."""
     if rates is None:
         return {"currency": None, "cost": None, "cost_is_whole": False}
     for row in models:
         row["cost"] = cost(row, rates)
     known = [row["cost"] for row in models if row["cost"] is not None]
-    whole = len(known) == len(models) and not any(row["unknown_calls"] for row in models)
+    whole = are_all and len(known) == len(models) and not any(row["unknown_calls"] for row in models)
     total = round(sum(known), 6) if known or not models else None
     return {"currency": rates.currency, "cost": total, "cost_is_whole": whole}
 

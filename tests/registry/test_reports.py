@@ -136,6 +136,45 @@ async def test_a_total_of_which_nothing_was_reported_is_unknown(called: Callable
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("room", [1, 3_000, 800_000])
+async def test_a_page_is_no_larger_than_a_message(store: Store, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    """However many rows may be in it: the next one goes on there, and all of them together are the whole."""
+    monkeypatch.setattr(reports, "PAGE_BYTES_MAX", room)
+
+    async def read(name: str, **values: Any) -> list[dict[str, Any]]:
+        return store.ask(name, values)
+
+    found, before = [], reports.RUN_BEYOND_ALL
+    while True:
+        rows, are_more = await reports.paged(read, "runs", 1000, before=before, status=None)
+        assert len(rows) == 1 or len(json.dumps(rows, separators=(",", ":"))) <= room
+        found += rows
+        if not are_more:
+            break
+        before = rows[-1]["run"]
+    assert found == store.ask("runs", {"before": reports.RUN_BEYOND_ALL, "status": None, "limit": 1000})
+
+
+async def test_a_day_of_many_models_says_that_not_all_are_listed(
+    called: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cost is then that of some, and not whole; the total is of all."""
+    monkeypatch.setattr(reports, "GROUPS_MAX", 2)
+    store = called(*(controls.called(response_model=name) for name in "abc"))
+
+    async def read(name: str, **values: Any) -> list[dict[str, Any]]:
+        return store.ask(name, values)
+
+    rates = Rates(currency="EUR", models={name: Rate(input_per_million=1, output_per_million=1) for name in "abc"})
+    day = str(one(store, "select max(said_at)::date as d from llm_calls")["d"])
+    more = (await reports.daily(read, Question(day=day), rates)).more
+    assert [row["model"] for row in more["tokens"]] == ["a", "b"] and more["cut"] == "tokens cut at 2 rows"
+    assert (more["total"]["calls"], more["total"]["cost_is_whole"]) == (3, False)
+    monkeypatch.setattr(reports, "GROUPS_MAX", 3)
+    more = (await reports.daily(read, Question(day=day), rates)).more
+    assert more["cut"] is None and more["total"]["cost_is_whole"] is True
+
+
 @pytest.mark.parametrize(
     ("reported", "costs"), [((2, 3), 8.0), ((2, None), 2.0), ((None, 3), 6.0), ((None, None), None), ((0, 0), 0.0)]
 )
