@@ -89,7 +89,7 @@ async def _ask_all(store: Store) -> dict[str, float]:
         "run artifacts": partial(ask, "run_artifacts", run=middle),
         "run events": partial(ask, "run_events", run=middle, after=0, limit=50),
         "approvals": partial(ask, "approvals", before=BEYOND, run=None, status=None, limit=50),
-        "hosts": partial(ask, "hosts"),
+        "hosts": partial(ask, "hosts", page=None, limit=50),
         "status": partial(ask, "counts"),
         "tokens": partial(reports.tokens, ask, Question(limit=100)),
         **{f"tokens by {by}": partial(reports.tokens, ask, Question(by=by, limit=100)) for by in get_args(By)},

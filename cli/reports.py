@@ -11,11 +11,10 @@ from typing import Any, get_args
 import click
 import msgspec
 
-from cli.speak import ask, data, ends_well, nats_option, plain, table, talk, with_bus
-from shared.bus import Bus
+from cli.speak import ask, data, ends_well, nats_option, plain, table, talk, whole, with_bus
 from shared.clock import now
 from shared.errors import UNREADABLE, Malformed, RemitError
-from shared.ledger import LIMIT_MAX, SELECT_ROWS_MAX, TOKENS_BY, Answer, By, Question, Rates
+from shared.ledger import LIMIT_MAX, SELECT_ROWS_MAX, TOKENS_BY, By, Question, Rates
 
 ASK_S = 15.0
 AS_OF_S = 600.0
@@ -82,7 +81,7 @@ def tokens(by: By | None, since: str | None, until: str | None, output: str, to:
     """Show what language models' calls used. What a server did not report is unknown, and never counted as 0."""
     assert by is None or by in get_args(By)
     question = Question(by=by, since=since, until=until, limit=LIMIT_MAX)
-    rows, first = with_bus(lambda bus: _whole(bus, "tokens", question))
+    rows, first = with_bus(lambda bus: whole(bus, "tokens", question))
     total = first.more["total"]
     keys = (by,) if by else ("day", "model")
     if output == "json":
@@ -132,7 +131,7 @@ def daily(day: str | None, rates: Path | None, output: str, to: Path | None) -> 
     {"currency": "EUR", "models": {"small": {"input_per_million": 0.15, "output_per_million": 0.6}}}
     """
     question = Question(day=day or now()[:10], limit=LIMIT_MAX, rates=_rates(rates) if rates else None)
-    failures, first = with_bus(lambda bus: _whole(bus, "daily", question))
+    failures, first = with_bus(lambda bus: whole(bus, "daily", question))
     page = {**first.more, "failures": failures}
     if output == "json":
         data(page)
@@ -197,19 +196,6 @@ def sql(query: str, as_of: str | None, limit: int, output: str, to: Path | None)
         talk(f"{answer.more['cut']}; --limit goes up to {SELECT_ROWS_MAX}, or select less")
     if as_of:
         talk(f"as of event {answer.more['as_of']}, folded in {answer.more['folded_s']} s")
-
-
-# -- asking ------------------------------------------------------------------------------------------------------
-
-
-async def _whole(bus: Bus, name: str, question: Question) -> tuple[Rows, Answer]:
-    """Every page's rows, and the first answer."""
-    first = answer = await ask(bus, name, question, timeout_s=ASK_S)
-    rows = list(first.rows)
-    while answer.next_page is not None:
-        answer = await ask(bus, name, msgspec.structs.replace(question, page=answer.next_page), timeout_s=ASK_S)
-        rows += answer.rows
-    return rows, first
 
 
 def _rates(path: Path) -> Rates:

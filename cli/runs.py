@@ -10,12 +10,12 @@ import click
 import msgspec
 
 from cli.follow import follow, summary
-from cli.speak import as_json, ask, common, data, ends_well, line, plain, status, table, talk, with_bus
+from cli.speak import as_json, ask, common, data, ends_well, line, plain, status, table, talk, whole, with_bus
 from shared.answering import name_of
 from shared.bus import Bus
 from shared.clock import rfc3339
 from shared.errors import NotFound, RemitError
-from shared.ledger import Question
+from shared.ledger import LIMIT_MAX, Question
 from shared.plan import GATE
 from shared.run_approvals import ANONYMOUS
 from shared.showing import Asked, asked, tokens_told
@@ -218,7 +218,7 @@ def hosts(output: str) -> None:
                 if name:
                     found.setdefault(name, {"host": name, "agents": []})["agents"].append(service)
         try:
-            for row in (await ask(bus, "hosts")).rows:
+            for row in (await whole(bus, "hosts", Question(limit=LIMIT_MAX)))[0]:
                 found.setdefault(row["host"], {"host": row["host"], "agents": []}).update(row)
         except RemitError as error:  # agents are shown without a registry, too
             talk(f"without what hosts have worked: {error}")

@@ -261,6 +261,18 @@ async def ask(
         raise Unavailable(f"the registry does not answer ({error.message}); is `remit up` running?") from error
 
 
+async def whole(
+    bus: Bus, name: str, question: Question, *, timeout_s: float = 15
+) -> tuple[list[dict[str, Any]], Answer]:
+    """Every page's rows, and the first answer."""
+    first = answer = await ask(bus, name, question, timeout_s=timeout_s)
+    rows = list(first.rows)
+    while answer.next_page is not None:
+        answer = await ask(bus, name, replace(question, page=answer.next_page), timeout_s=timeout_s)
+        rows += answer.rows
+    return rows, first
+
+
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of every command that speaks to NATS and prints data."""
     command = click.option(

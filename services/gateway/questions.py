@@ -11,7 +11,7 @@ from shared import asking
 from shared.bus import Bus, ServiceInfo
 from shared.clock import now
 from shared.errors import Malformed, RemitError, Unavailable
-from shared.ledger import SELECT_ROWS_MAX, Answer, Question
+from shared.ledger import LIMIT_MAX, SELECT_ROWS_MAX, Answer, Question
 from shared.subjects import is_token
 
 AGENTS = ("gpu", "logs")
@@ -92,20 +92,28 @@ class Questions:
         answer = await ask(self._bus, "sql", question, timeout_s=SQL_TIMEOUT_S)
         return answered({**answer.more, "rows": answer.rows, "position": answer.position})
 
-    async def hosts(self, _request: web.Request) -> web.Response:
-        """`GET /api/hosts`: agents that answer now, and hosts that have worked. `notes` names what did not answer."""
+    async def hosts(self, request: web.Request) -> web.Response:
+        """`GET /api/hosts`: agents that answer now, and hosts that have worked. `notes` names what did not answer.
+
+        By name, behind `page`; `next` is the following page's.
+        """
+        page, most = word(request, "page") or "", limit(request, LIMIT_MAX)
         notes: list[str] = []
 
-        async def worked() -> list[dict[str, Any]]:
+        async def worked() -> Answer:
             try:
-                return (await ask(self._bus, "hosts", Question())).rows
+                return await ask(self._bus, "hosts", Question(page=page, limit=most))
             except Unavailable as error:
                 notes.append(f"without the hosts that have worked: {error.message}")
-                return []
+                return Answer()
 
-        rows, *found = await asyncio.gather(worked(), *(self._bus.discover(name) for name in AGENTS))
+        answer, found = await asyncio.gather(worked(), asyncio.gather(*(self._bus.discover(name) for name in AGENTS)))
         agents = dict(zip(AGENTS, found, strict=True))
-        return answered({"hosts": merged(agents, rows), "notes": notes})
+        # Of the registry's hosts no more are known than this page's, so agents behind it belong to a later one.
+        until = answer.next_page
+        known = [view for view in merged(agents, answer.rows) if page < view.host and (not until or view.host <= until)]
+        following = known[most - 1].host if len(known) > most else until
+        return answered({"hosts": known[:most], "next": following, "notes": notes})
 
 
 def merged(agents: dict[str, list[ServiceInfo]], rows: list[dict[str, Any]]) -> list[HostView]:

@@ -1,17 +1,17 @@
 """What a stranger's query may be, pure: DuckDB's own parser gives the tree, and here it is walked.
 
 Theory of operation. Three walls stand one behind the other. The parser accepts nothing but one select here (its JSON
-knows no other statement, but since DuckDB 2.0 a named part of a select may be an insert, an update, a delete or a copy).
-This walk lets through only what reads, the registry's own tables, the query's own named parts, and functions that make
-rows out of numbers: table functions that read files, pointers or settings never reach the engine. And the engine itself
-has external access off, its configuration locked, and a transaction in which nothing can be written (`store`).
+knows no other statement; but since DuckDB 2.0 a named part of a select may insert, update, delete or copy). This walk
+lets through only what reads, the registry's own tables, the query's own named parts, and functions that make rows out
+of numbers: table functions that read files, pointers or settings never reach the engine. And the engine itself has
+external access off, its configuration locked, and a transaction in which nothing can be written (`store`).
 """
 
 from typing import Any
 
 ROW_FUNCTIONS = frozenset(("range", "generate_series", "unnest"))
-# Scalar functions that look beyond their arguments, leave something behind, or only wait. A plan is one of another query,
-# on which nobody has walked, with what its settings and sizes come to.
+# Scalar functions that look beyond their arguments, leave something behind, or only wait. A plan is of another query,
+# on which nobody has walked, and says what its settings come to.
 NO_FUNCTIONS = frozenset(
     (
         "getenv", "getvariable", "current_setting", "set_config", "nextval", "currval", "setseed", "write_log",

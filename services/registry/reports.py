@@ -42,7 +42,7 @@ def _fitting(rows: list[dict[str, Any]], room: int) -> int:
 async def tokens(ask: Ask, question: Question) -> Answer:
     """What the calls used: by day and model, or by one thing; the total with the first page."""
     since, until = span(question)
-    values = {"since": since, "until": until}
+    values: dict[str, Any] = {"since": since, "until": until}
     if question.by is None:
         day, _, model = (question.page or f"{GREATEST_TEXT} ").partition(" ")
         rows, are_more = await paged(ask, "tokens", question.limit, **values, day=day, model=model)
@@ -74,7 +74,7 @@ async def daily(ask: Ask, question: Question, rates: Rates | None) -> Answer:
     if question.day is None:
         raise Malformed("which day? `day` is missing", field="day")
     since, until = whole_day(question.day)
-    values = {"since": since, "until": until}
+    values: dict[str, Any] = {"since": since, "until": until}
     page = question.page if question.page is not None else str(RUN_BEYOND_ALL)
     _number(page)
     more = await _beside(ask, question.day, rates, **values) if question.page is None else {}

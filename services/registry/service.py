@@ -340,7 +340,8 @@ class Registry:
             store.path.unlink(missing_ok=True)
 
     async def on_hosts(self, question: Question) -> Answer:
-        return Answer(rows=await self._ask("hosts"))
+        rows, are_more = await reports.paged(self._ask, "hosts", question.limit, page=question.page)
+        return Answer(rows=rows, next_page=rows[-1]["host"] if are_more else None)
 
     async def on_status(self, question: Question) -> Answer:
         last = await last_seq(self._bus)

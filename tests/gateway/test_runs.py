@@ -225,7 +225,19 @@ async def test_hosts_are_agents_that_answer_and_hosts_that_have_worked(
     assert worked["steps"] > 0
     assert worked["agents"] == []
     assert "../x y" not in hosts
-    assert body["notes"] == []
+    assert body["notes"] == [] and body["next"] is None
+    # A page at a time they are the same, each once, whether they have worked or only answer.
+    await bus.serve("logs", "0.1.0", {"logs.a.sources": never}, metadata={"host": "a"})
+    async with web.get("/api/hosts") as answer:
+        whole = [row["host"] for row in (await answer.json())["hosts"]]
+    told: list[str] = []
+    page = ""
+    while page is not None:
+        async with web.get("/api/hosts", params={"limit": 1, "page": page}) as answer:
+            body = await answer.json()
+        assert len(body["hosts"]) == 1
+        told, page = told + [row["host"] for row in body["hosts"]], body["next"]
+    assert told == whole == sorted(whole) and len(whole) > 2
 
 
 async def test_the_ledger_is_asked_over_http_too(web: aiohttp.ClientSession) -> None:

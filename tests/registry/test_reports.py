@@ -155,6 +155,25 @@ async def test_a_page_is_no_larger_than_a_message(store: Store, monkeypatch: pyt
     assert found == store.ask("runs", {"before": reports.RUN_BEYOND_ALL, "status": None, "limit": 1000})
 
 
+async def test_hosts_come_a_page_at_a_time(remit: Stack, bus: Bus, filled: int, appender: Appender) -> None:
+    """A fleet whose hosts come and go leaves ever more names."""
+    names = [f"pod-{number:03}" for number in range(120)]
+    for name in names:
+        run = await appender.append("goal.submitted", b'{"tasks": ["noop"]}', headers={})
+        for subject, body in (
+            (plan_created(run), controls.plan()),
+            (run_started(run), controls.started()),
+            (step_dispatched(run, "a", 1, "noop"), controls.dispatched()),
+            (step_completed(run, "a", 1), controls.completed(host=name)),
+        ):
+            await appender.append(subject, encode(body))
+    first = await ask(bus, "hosts", Question(limit=100, min_seq=await last_seq(bus)))
+    second = await ask(bus, "hosts", Question(limit=100, page=first.next_page))
+    assert [row["host"] for row in first.rows + second.rows] == [*names, "tower"]
+    assert (len(first.rows), second.next_page) == (100, None)
+    assert [row["host"] for row in printed(remit, "hosts", "-o", "json")] == [*names, "tower"]
+
+
 async def test_a_day_of_many_models_says_that_not_all_are_listed(
     called: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
