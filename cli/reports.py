@@ -37,6 +37,17 @@ DAILY = {
     "tokens": ("model", *COUNTS, "duration_s", "cost"),
     "total": ("calls", "unknown_calls", "input_tokens", "output_tokens", "currency", "cost", "cost_is_whole"),
 }
+# In Parquet a report's columns are of one type, whatever is in them that day: files are read together.
+WHOLE_NUMBERS = frozenset(
+    ("run", "runs", "repeated_runs", "steps", "attempts", "retries", "approvals", "ticks", *COUNTS)
+)
+WORDS = frozenset(
+    (
+        "what", "status", "directive", "reason", "ended_at", "step", "task", "error", "message", "schedule", "outcome",
+        "day", "model", "host", "currency",
+    )
+)  # fmt: skip
+FRACTIONS = frozenset(("p50_s", "p95_s", "p50_wait_s", "p95_wait_s", "duration_s", "cost"))
 
 Rows = list[dict[str, Any]]
 
@@ -189,7 +200,7 @@ def sql(query: str, as_of: str | None, limit: int, output: str, to: Path | None)
     if output == "json":
         data({"columns": columns, "rows": answer.rows, "cut": answer.more["cut"], "position": answer.position})
     elif output != "text":
-        _written(answer.rows, columns, output, to)
+        _written(answer.rows, columns, output, to, is_report=False)
     else:
         table(answer.rows, columns)
     if answer.more["cut"]:
@@ -267,17 +278,32 @@ def csv_text(rows: Rows, columns: Sequence[str]) -> str:
     return made.getvalue()
 
 
-def parquet_bytes(rows: Rows, columns: Sequence[str]) -> bytes:
+def parquet_bytes(rows: Rows, columns: Sequence[str], *, is_report: bool = False) -> bytes:
+    """A report's columns have their types; of a query's answer they are those of its values, or text."""
     import pyarrow as pa
     from pyarrow import parquet
 
+    kinds = {
+        **dict.fromkeys(WHOLE_NUMBERS, pa.int64()),
+        **dict.fromkeys(WORDS, pa.string()),
+        **dict.fromkeys(FRACTIONS, pa.float64()),
+        "by_whom": pa.list_(pa.string()),
+        "cost_is_whole": pa.bool_(),
+    }
+
+    def column(name: str) -> Any:
+        values = [row.get(name) for row in rows]
+        if is_report and name in kinds:
+            return pa.array(values, type=kinds[name])
+        try:
+            made = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):  # values of more than one type
+            return pa.array([_text(value) for value in values], type=pa.string())
+        # A column without a value has no type, and no file behind it could be read with it.
+        return made.cast(pa.string()) if pa.types.is_null(made.type) else made
+
     made = io.BytesIO()
-    columned = {name: [row.get(name) for row in rows] for name in columns}
-    try:
-        whole = pa.table(columned)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # a column of more than one type
-        whole = pa.table({name: [_text(value) for value in values] for name, values in columned.items()})
-    parquet.write_table(whole, made)
+    parquet.write_table(pa.table({name: column(name) for name in columns}), made)
     return made.getvalue()
 
 
@@ -285,8 +311,8 @@ def _text(value: Any) -> str | None:
     return None if value is None else value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-def _written(rows: Rows, columns: Sequence[str], output: str, to: Path | None) -> None:
-    made = csv_text(rows, columns).encode() if output == "csv" else parquet_bytes(rows, columns)
+def _written(rows: Rows, columns: Sequence[str], output: str, to: Path | None, *, is_report: bool = True) -> None:
+    made = csv_text(rows, columns).encode() if output == "csv" else parquet_bytes(rows, columns, is_report=is_report)
     if to is not None:
         try:
             to.write_bytes(made)

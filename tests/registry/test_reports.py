@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from bench.made import stream as made_stream
-from cli.reports import DAILY, USAGE, cell, csv_text, flat
+from cli.reports import COUNTS, DAILY, FRACTIONS, USAGE, WHOLE_NUMBERS, WORDS, cell, csv_text, flat, parquet_bytes
 from services.registry import reports
 from services.registry.fold import Fold
 from services.registry.store import Store
@@ -298,6 +298,35 @@ async def test_their_columns_are_those_of_the_rows(store: Store) -> None:
         assert any(parts.values())
         for name, rows in parts.items():
             assert all(set(row) == set(columns[name]) for row in rows), name
+
+
+def read_back(made: bytes) -> Any:
+    return parquet.read_table(io.BytesIO(made))
+
+
+async def test_parquet_of_a_quiet_day_has_the_types_of_a_busy_one(store: Store) -> None:
+    """So that a tool reads files together, whichever comes first; every column of a report has its type."""
+
+    async def read(name: str, **values: Any) -> list[dict[str, Any]]:
+        return store.ask(name, values)
+
+    quiet = read_back(parquet_bytes([], ("model", *COUNTS, "duration_s"), is_report=True))
+    rows = (await tokens(store, Question(by="model", limit=10))).rows
+    assert rows and read_back(parquet_bytes(rows, quiet.schema.names, is_report=True)).schema.equals(quiet.schema)
+    for names in (DAILY, USAGE):
+        _, columns = flat({name: [] for name in names}, names)
+        kinds = {field.name: field.type for field in read_back(parquet_bytes([], columns, is_report=True)).schema}
+        assert kinds.keys() <= {*WHOLE_NUMBERS, *WORDS, *FRACTIONS, "by_whom", "cost_is_whole"}
+    busy = str(one(store, "select max(ended_at)::date as d from runs")["d"])
+    page = await reports.daily(read, Question(day=busy), RATES)
+    both = {"run": page.more["runs"], "failure": page.rows, "approval": page.more["approvals"]}
+    assert read_back(parquet_bytes(*flat(both, DAILY), is_report=True)).num_rows == sum(map(len, both.values()))
+
+
+def test_a_column_of_several_types_leaves_the_others_as_they_are() -> None:
+    made = read_back(parquet_bytes([{"a": 1, "b": 2, "c": None}, {"a": "x", "b": 3, "c": None}], ("a", "b", "c")))
+    assert made.to_pydict() == {"a": ["1", "x"], "b": [2, 3], "c": [None, None]}
+    assert [str(field.type) for field in made.schema] == ["string", "int64", "string"]
 
 
 @pytest.fixture
