@@ -52,7 +52,7 @@ def replay(
         assert run is not None
         wanted = run
         messages = with_bus(lambda bus: read_run(bus, wanted, archive))
-    told = story(run, _until(messages, as_of))
+    told = story(run, until(messages, as_of))
     if output == "json":
         data({"run": run, "events": told})
         return
@@ -65,7 +65,8 @@ def replay(
                 return
 
 
-def _until(messages: list[Message], as_of: str | None) -> list[Message]:
+def until(messages: list[Message], as_of: str | None) -> list[Message]:
+    """What had been said by then."""
     if as_of is None:
         return messages
     if as_of.isascii() and as_of.isdigit() and len(as_of) <= RUN_DIGITS_MAX:
@@ -75,7 +76,8 @@ def _until(messages: list[Message], as_of: str | None) -> list[Message]:
         until_ns = parse_ns(as_of + last)
     except ValueError as error:
         raise Malformed(f"{error}, and no sequence number either", field="as-of") from error
-    return [message for message in messages if message[2] <= until_ns]
+    # In microseconds, as times are told: the time that stands beside an event means it, too, as in `remit sql --as-of`.
+    return [message for message in messages if message[2] // 1000 <= until_ns // 1000]
 
 
 def story(run: int, messages: list[Message]) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cli.replay import story
+from cli.replay import story, until
+from shared.clock import rfc3339
 from shared.status import RUN_ENDS
 from tests.audit.sound import SOUND, added, alone, asked, gated, retried
 from tests.controls import ACK
@@ -48,3 +49,13 @@ def test_what_changed_nothing_says_why() -> None:
 def test_what_cannot_be_read_is_told_as_that() -> None:
     told = story(1, added(alone(), "run.started.1", "llm.called.1.a.1-1", ACK))
     assert any((one["what"] or "").startswith("cannot be read") for one in told)
+
+
+def test_the_time_that_stands_beside_an_event_means_it() -> None:
+    """Stamps are finer than the times that are told."""
+    messages = [(subject, seq, at_ns + 999, content) for subject, seq, at_ns, content in retried()]
+    told = story(1, messages)
+    for place, one in enumerate(told):
+        upto = until(messages, one["at"])
+        assert messages[place] in upto and all(rfc3339(at_ns) <= one["at"] for _, _, at_ns, _ in upto)
+    assert until(messages, str(messages[2][1])) == messages[:3]
