@@ -60,6 +60,7 @@ class Registry:
         self._full = asyncio.Event()
         self._written = asyncio.Condition()
         self._rebuilding = asyncio.Lock()
+        self._meanwhile: list[tuple[str, int, int, bytes]] | None = None  # what comes while a rebuild ends
         self._selects = ThreadPoolExecutor(1, "duckdb-select")
         self._selecting = asyncio.Lock()
         self._looking_back = asyncio.Lock()
@@ -155,6 +156,8 @@ class Registry:
 
     def on_event(self, subject: str, seq: int, at_ns: int, data: bytes) -> Awaitable[None] | None:
         self._fold.add(subject, seq, at_ns, data)
+        if self._meanwhile is not None:
+            self._meanwhile.append((subject, seq, at_ns, data))
         waiting = len(self._fold)
         if waiting >= FLUSH_EVENTS:
             self._full.set()
@@ -379,6 +382,8 @@ class Registry:
                 await self._in(self._reading, store.begin, EVENTS, created)
                 # Catch up with the live tables while they grow, then hold them still for the last stretch.
                 position = await rebuild(self._bus, store, Fold(), self.position, tell, self._archive)
+                self._meanwhile = []
+                await self.flush()  # all that came before is in the tables, and what comes now is kept
                 async with self._flushing:
                     fold = Fold()
                     for message in await self._in(self._reading, store.active_events):
@@ -389,6 +394,7 @@ class Registry:
                     after = await self._in(self._reading, store.digest)
                     await self._in(self._reading, store.close)
                     await self._put_in_place(fresh)
+                    self._go_on_with(fold)
             except Exception as error:
                 log.exception("the rebuild failed")
                 if store is not None:  # open, it would be in the next one's way
@@ -401,7 +407,16 @@ class Registry:
                 )
                 await self._bus.publish(reply, msgspec.json.encode(Answer(error=why, position=self.position)))
                 return
+            finally:
+                self._meanwhile = None
             await tell(done=True, seq=self.position, before=before, after=after, identical=before == after)
+
+    def _go_on_with(self, fold: Fold) -> None:
+        """The live fold was begun from the old tables, and would go on to write what was wrong in them."""
+        for message in self._meanwhile or ():
+            if message[1] > fold.position:
+                fold.add(*message)
+        self._fold = fold
 
     async def _put_in_place(self, fresh: Path) -> None:
         """The new file instead of the old one, between two questions: who asks meanwhile waits a moment."""
