@@ -1,7 +1,7 @@
 """Questions and answers by the audit's own rules: what may be asked where, who may answer, and until when."""
 
 from shared.audit.lines import QuestionLine, RunLine
-from shared.audit.reading import GATE, NS, Answer, Question, body_of, is_name, time_ns
+from shared.audit.reading import GATE, NS, WRITTEN_NS, Answer, Question, body_of, is_name, time_ns
 
 
 def _asks(run: RunLine, step: str) -> bool:
@@ -15,6 +15,7 @@ def requested(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: bytes
     if run.plan is None and len(tokens) == 4:
         return run.unplanned(seq, f"{tokens[3]} is to be approved")
     if len(tokens) != 4 or not _asks(run, step := tokens[3]):
+        run.find("question", [run.plan_seq, seq], "it is asked where the plan asks nothing", tokens[3])
         return "nothing is to be asked here"
     if step in run.asked:
         return "it was asked before"
@@ -26,7 +27,7 @@ def requested(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: bytes
     if body is None:
         run.find("question", [seq], "the question holds another message", step)
     else:
-        said_ns = time_ns(body.expires_at)
+        said_ns, planned_ns = time_ns(body.expires_at), expires_ns
         expires_ns = expires_ns if said_ns is None else min(expires_ns, said_ns)
         wrong = [
             name
@@ -36,7 +37,7 @@ def requested(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: bytes
                 ("approvers", body.approvers != directive.approvers),
                 ("approvals_needed", body.approvals_needed != directive.approvals_needed),
                 ("requester_may_approve", body.requester_may_approve != directive.requester_may_approve),
-                ("expires_at", said_ns is None),
+                ("expires_at", said_ns is None or (not early and abs(said_ns - planned_ns) > WRITTEN_NS)),
             )
             if differs
         ]
@@ -131,11 +132,11 @@ def expired(run: RunLine, tokens: list[str], seq: int, at_ns: int, _data: bytes)
     asked = run.asked.get(step)
     if asked is None:
         return "nothing was asked here"
-    if asked.status != "pending":
-        return "" if asked.status == "expired" else f"the question was {asked.status} before"
     if at_ns < asked.expires_ns:
         run.find("expiry", [asked.seq, seq], "the question is said to have expired before its time", step)
         return "its time had not come"
+    if asked.status != "pending":
+        return "" if asked.status == "expired" else f"the question was {asked.status} before"
     asked.status = "expired"
     run.halt("rejected", seq)
     return ""

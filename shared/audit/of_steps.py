@@ -1,11 +1,22 @@
 """Steps by the audit's own rules: dispatches, ends, model calls, and the timers that end what nobody ends."""
 
 from shared.audit.lines import ENDED, RunLine, StepLine
-from shared.audit.reading import NS, Call, Completed, Dispatched, Failed, Skipped, Step, attempt_of, body_of, time_ns
+from shared.audit.reading import (
+    NS,
+    WRITTEN_NS,
+    Call,
+    Completed,
+    Dispatched,
+    Failed,
+    Skipped,
+    Step,
+    attempt_of,
+    body_of,
+    time_ns,
+)
 
 SLACK_NS = 60 * NS  # a deadline's timer may be late by that much: a server that was away
 PATIENCE_NS = 30 * NS  # how long a worker that was told to end its step may be silent
-DEADLINE_NS = 2_000  # stamps are written in microseconds
 
 
 def dispatched(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: bytes) -> str:
@@ -28,7 +39,8 @@ def dispatched(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: byte
         run.find("attempts", [line.seq, seq], f"attempt {attempt} is dispatched, and {due} comes next", name)
         return f"attempt {due} comes next"
     if run.stop == "timed_out":
-        return "the run's time is over"
+        line.void = ("time_budget", seq, "the run's time is over")  # whoever said it counts it as used
+        return line.void[2]
     if not run.started and (run.stop or run.broken):
         run.find("transition", [seq], "it is dispatched in a run that never starts", name)
         return "the run never starts"
@@ -37,7 +49,9 @@ def dispatched(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: byte
         line.taken = attempt
         return "the attempt before it runs"
     if line.status != "waiting":
-        if line.status != "skipped":  # two executors can be of two minds about that
+        if line.status == "skipped":  # two executors can be of two minds about that
+            line.void = ("attempts", seq, "the step was skipped before")
+        else:
             run.find("attempts", [line.seq, seq], f"attempt {attempt} follows one that has {line.status}", name)
         return f"the step has ended: {line.status}"
     body: Dispatched | None = body_of("step.dispatched", data)
@@ -108,7 +122,7 @@ def _check_dispatch(run: RunLine, step: Step, body: Dispatched, seq: int, at_ns:
         run.find("plan_hash", [run.plan_seq, seq], "it is dispatched under the hash of another plan", step.id)
     if body.deadline != run.deadline:
         said_ns = time_ns(body.deadline)
-        if said_ns is None or abs(said_ns - run.deadline_ns) > DEADLINE_NS:
+        if said_ns is None or abs(said_ns - run.deadline_ns) > WRITTEN_NS:
             run.find("dispatch", [run.started, seq], f"its deadline {body.deadline} is not the run's", step.id)
         else:
             run.deadline = body.deadline
@@ -221,6 +235,8 @@ def _lost(
 def told_to_end(run: RunLine, tokens: list[str], seq: int, at_ns: int, _data: bytes) -> str:
     line, why = _running(run, tokens)
     if line is None:
+        if why.endswith("was never dispatched"):
+            run.find("transition", [seq], f"the step is told to end, and {why}", tokens[3])
         return why
     if not run.stop:
         run.find("transition", [line.seq, seq], "the step is told to end, and nobody has stopped the run", tokens[3])
@@ -255,6 +271,10 @@ def skipped(run: RunLine, tokens: list[str], seq: int, at_ns: int, data: bytes) 
         why = _unskippable(run, name, said.cause) if said else "step.skipped holds another message"
         line.skip = (seq, said.cause if said else "stopped", why)
     if line.status != "waiting":
+        said = body_of("step.skipped", data) if line.status != "running" else None
+        # What calls for a skip does not go away again: where nothing does now, no executor can have read of it.
+        if said and (why := _unskippable(run, name, said.cause)):
+            run.find("skip", [line.seq, seq], f"step {name}, which {line.status}, is skipped: {why}", name)
         return f"the step is {line.status}"
     if not run.started:
         run.find("transition", [seq], f"step {name} is skipped before the run is started", name)

@@ -1,6 +1,7 @@
 """The whole stream, or one run of it, under audit: messages in, in order, and what is to be said against them.
 
-Memory grows with active runs, and by one number for each run that is over.
+Memory grows with active runs, and by one number for each run that is over; of the last of those more is kept, so that
+what executors say behind an end is judged, too.
 """
 
 import re
@@ -9,12 +10,20 @@ from typing import Any
 import msgspec
 
 from shared.audit.findings import Announced, Audited, Finding, Note
-from shared.audit.lines import RunLine
+from shared.audit.lines import Hear, RunLine
 from shared.audit.of_run import HEARD
 from shared.audit.reading import NS, Kept, body_of, is_name
 
 NOTES_MAX = 1_000
 EARLY_MAX = 10_000
+LATELY_MAX = 1_000  # runs that have ended last: what an executor still says of one comes within moments
+# What executors alone say of a run, but for its end. A worker's late word, or a planner's, is nobody's fault.
+EXECUTORS = frozenset(
+    (
+        "run.queued", "run.started", "step.dispatched", "step.skipped", "step.cancel_requested", "approval.requested",
+        "approval.expired",
+    )
+)  # fmt: skip
 EARLY_TICK_NS = 3600 * NS  # a tick that is said sooner counts for nothing
 _SCHEDULED = re.compile(r"schedule_(.{1,40})_([1-9][0-9]{0,10})")
 _RUN = re.compile(r"[1-9][0-9]{0,18}")
@@ -39,6 +48,7 @@ class Audit:
         self._last = first_seq - 1
         self._runs: dict[str, RunLine] = {}
         self._over: dict[str, int] = {}
+        self._lately: dict[str, RunLine] = {}  # in the order in which they ended
         self._early: dict[str, tuple[str, int]] = {}
         self._holding: dict[str, dict[int, int]] = {}  # directive -> run -> the start that counts
         self._ticks: dict[tuple[str, int], _Tick] = {}
@@ -78,7 +88,11 @@ class Audit:
             return
         run = self._runs.get(tokens[2])
         if run is None:
-            self._of_no_active_run(kind, tokens, subject, seq)
+            ended = self._lately.get(tokens[2]) if kind in EXECUTORS else None
+            if ended is None:
+                self._of_no_active_run(kind, tokens, subject, seq)
+            else:
+                self._behind(ended, heard[0], tokens, subject, seq, at_ns, data)
             return
         hear, may_repeat = heard
         if not may_repeat:
@@ -131,8 +145,21 @@ class Audit:
     def _ended(self, key: str, run: RunLine) -> None:
         del self._runs[key]
         self._over[key] = run.over
+        self._lately[key] = run
+        if len(self._lately) > LATELY_MAX:
+            del self._lately[next(iter(self._lately))]
         if run.plan is not None:
             self._holding.get(run.plan.directive.name, {}).pop(run.id, None)
+
+    def _behind(
+        self, run: RunLine, hear: Hear, tokens: list[str], subject: str, seq: int, at_ns: int, data: bytes
+    ) -> None:
+        """An executor's word behind the end counts for nothing; that some moment has called for it still holds."""
+        if subject in run.said:
+            self.find("create_only", run.id, "", [seq], f"{subject} is said a second time")
+            return
+        run.said.add(subject)
+        self.note(run.id, seq, subject, hear(run, tokens, seq, at_ns, data) or "the run has ended")
 
     def _admitted(self, run: RunLine, seq: int) -> None:
         """A run has started: as many of its directive may run at a time as its own plan says."""

@@ -32,6 +32,7 @@ WAIT_S_MAX = 2_592_000
 LEVELS_MAX = 500
 QUOTE, BACKSLASH, OPENS, CLOSES = ord('"'), ord("\\"), frozenset(b"[{"), frozenset(b"]}")
 NS = 1_000_000_000
+WRITTEN_NS = 2_000  # stamps are written in microseconds
 GATE = "run"
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.(\d{1,9}))?\d*(?:[Zz]|([+-])(\d\d):(\d\d))")

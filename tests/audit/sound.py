@@ -85,6 +85,48 @@ def overtaken() -> list[Message]:
     return run.messages
 
 
+def late() -> list[Message]:
+    """One executor, which has not read that the time is over, dispatches the budget's last step and skips the next."""
+    run = Told(step("a"), step("b"), step("c"), budgets=Budgets(max_steps=2, time_budget_s=60))
+    at = place(run.messages, "step.dispatched.1.b.1.noop")
+    over_ns = run.messages[at][2] + 60_000_000_000
+    steps = {"a": "failed", "b": "skipped", "c": "skipped"}
+    return numbered(
+        [
+            *run.messages[:at],
+            ("timer.fired.1.deadline", 0, over_ns, encode(controls.fired())),
+            *run.messages[at:],
+            ("step.skipped.1.b", 0, over_ns, encode(controls.skipped(reason="the time is over", cause="stopped"))),
+            (
+                "run.completed.1",
+                0,
+                over_ns,
+                encode(controls.run_over(status="timed_out", steps=steps, tokens=controls.Tokens())),
+            ),
+        ]
+    )
+
+
+def of_two_minds() -> list[Message]:
+    """One executor skips a step of a cancelled run; the other, which has read of no cancel, dispatches all it may."""
+    run = Told(step("a"), step("b"), step("c"), budgets=Budgets(max_steps=2))
+    at = place(run.messages, "step.dispatched.1.a.1.noop")
+    at_ns = run.messages[at][2]
+    end = controls.run_over(
+        status="cancelled", steps={"a": "skipped", "b": "cancelled", "c": "skipped"}, tokens=controls.Tokens()
+    )
+    return numbered(
+        [
+            *run.messages[:at],
+            ("run.cancel_requested.1.ann", 0, at_ns, encode(controls.cancel_requested())),
+            ("step.skipped.1.a", 0, at_ns, encode(controls.skipped(cause="stopped"))),
+            *run.messages[at:],
+            ("step.cancelled.1.b.1", 0, at_ns, encode(controls.cancelled())),
+            ("run.completed.1", 0, at_ns, encode(end)),
+        ]
+    )
+
+
 def gated(**directive: Any) -> list[Message]:
     fields = {"approval_required": True, "approvers": ["ann", "bob", "cy"], "approvals_needed": 2, **directive}
     run = Told(step("a"), directive=fields)
@@ -238,8 +280,9 @@ def one_by_one() -> list[Message]:
 SOUND: dict[str, Callable[[], list[Message]]] = {
     one.__name__: one
     for one in (
-        chain, alone, retried, lost, overtaken, gated, asked, refused, unanswered, spending, fan, narrow, used_up,
-        undone, cancelled, cancelled_before, waited, decided, timed_out, kept, rejected, active, scheduled, one_by_one,
+        chain, alone, retried, lost, overtaken, late, of_two_minds, gated, asked, refused, unanswered, spending, fan,
+        narrow, used_up, undone, cancelled, cancelled_before, waited, decided, timed_out, kept, rejected, active,
+        scheduled, one_by_one,
     )
 }  # fmt: skip
 

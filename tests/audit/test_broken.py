@@ -56,6 +56,11 @@ def set_step(at: int, name: str, value: Any) -> Callable[[dict[str, Any]], None]
     return lambda plan: plan["steps"][at].update({name: value})
 
 
+def repeated(messages: list[Message], behind: str, subject: str, new: str) -> list[Message]:
+    """The body of one message under another subject."""
+    return added(messages, behind, new, messages[place(messages, subject)][3])
+
+
 def plan_dispatched_twice() -> list[Message]:
     return added(
         alone(), "step.dispatched.1.a.1.noop", "step.dispatched.1.a.2.noop", alone_body("step.dispatched.1.a.1.noop")
@@ -392,6 +397,48 @@ BROKEN: list[tuple[str, str, Callable[[], list[Message]]]] = [
         lambda: edited(scheduled(), "schedule.ticked.nightly.1795000000", outcome="skipped"),
     ),
     ("a narrow run's steps overlap", "max_parallel_steps", narrow_overlap),
+    (
+        "a step that has succeeded is dispatched again behind the end",
+        "attempts",
+        lambda: repeated(chain(), "run.completed.1", "step.dispatched.1.a.1.noop", "step.dispatched.1.a.2.noop"),
+    ),
+    (
+        "a dispatch is said again behind the end",
+        "create_only",
+        lambda: repeated(chain(), "run.completed.1", "step.dispatched.1.a.1.noop", "step.dispatched.1.a.1.noop"),
+    ),
+    (
+        "a step that has succeeded is skipped, and nothing called for it",
+        "skip",
+        lambda: added(chain(), "step.completed.1.a.1", "step.skipped.1.a", controls.skipped(cause="stopped")),
+    ),
+    (
+        "a step is told to end that was never dispatched",
+        "transition",
+        lambda: added(
+            cancelled(), "run.cancel_requested.1.ann", "step.cancel_requested.1.b.1", controls.told_to_cancel()
+        ),
+    ),
+    (
+        "a question where the plan asks nothing",
+        "question",
+        lambda: added(chain(), "run.started.1", "approval.requested.1.a", controls.asked(step="a")),
+    ),
+    (
+        "the question is open for longer than the plan says",
+        "question",
+        lambda: edited(asked(), "approval.requested.1.a", expires_at="2027-11-26T00:00:00.000000Z"),
+    ),
+    (
+        "the question is open for less time than the plan says",
+        "question",
+        lambda: edited(asked(), "approval.requested.1.a", expires_at="2026-11-18T20:00:00.000000Z"),
+    ),
+    (
+        "the question is said to have expired, and was answered before",
+        "expiry",
+        lambda: added(asked(), "approval.granted.1.a.ann", "approval.expired.1.a", b"{}"),
+    ),
 ]
 
 
