@@ -5,6 +5,7 @@ what executors say behind an end is judged, too.
 """
 
 import re
+from collections import OrderedDict
 from typing import Any
 
 import msgspec
@@ -48,7 +49,7 @@ class Audit:
         self._last = first_seq - 1
         self._runs: dict[str, RunLine] = {}
         self._over: dict[str, int] = {}
-        self._lately: dict[str, RunLine] = {}  # in the order in which they ended
+        self._lately: OrderedDict[str, RunLine] = OrderedDict()  # a dict would look for its first through all that went
         self._early: dict[str, tuple[str, int]] = {}
         self._holding: dict[str, dict[int, int]] = {}  # directive -> run -> the start that counts
         self._ticks: dict[tuple[str, int], _Tick] = {}
@@ -147,7 +148,7 @@ class Audit:
         self._over[key] = run.over
         self._lately[key] = run
         if len(self._lately) > LATELY_MAX:
-            del self._lately[next(iter(self._lately))]
+            self._lately.popitem(last=False)
         if run.plan is not None:
             self._holding.get(run.plan.directive.name, {}).pop(run.id, None)
 
