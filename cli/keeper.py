@@ -224,6 +224,7 @@ class Keeper:
                     self._tell(f"nats-server cannot be started yet: {error}")
 
     async def start_services(self, services: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Keep these running; what `environment` says later holds for whoever is started later."""
         self._kept.append(asyncio.create_task(self._put_logs_aside()))
         for service in services:
             self._kept.append(asyncio.create_task(self._keep(service, environment)))

@@ -114,7 +114,8 @@ async def _up(where: Path, nats: str | None, nats_port: int, http_port: int, hos
             url = await keeper.start_nats(nats_port)
         click.echo(f"NATS {bare(url)}")  # the two addresses are data: a script that starts a stack reads them
         (where / "http.port").unlink(missing_ok=True)
-        await keeper.start_services(SERVICES, environment(url, where, host, http_port, replicas))
+        told = environment(url, where, host, http_port, replicas)
+        await keeper.start_services(SERVICES, told)
         ready = asyncio.create_task(until_ready(url, SERVICES))
         asked = asyncio.create_task(stop.wait())
         await asyncio.wait({ready, asked}, return_when=asyncio.FIRST_COMPLETED)
@@ -124,6 +125,7 @@ async def _up(where: Path, nats: str | None, nats_port: int, http_port: int, hos
         else:
             await (await ready).close()
             port = await http_port_of(where)
+            told.update(environment(url, where, host, port, replicas))  # a gateway that dies comes back where it was
             click.echo(f"HTTP http://127.0.0.1:{port}")
             talk(f"host {host}, data and logs under {where}")
             talk('ready; try: ./remit submit "check logs and GPU" --wait   (Ctrl-C ends it all)')

@@ -235,6 +235,19 @@ def test_a_second_stack_on_the_same_data_is_refused(kept: Up) -> None:
     assert kept.remit("submit", "--task", "noop", "--wait").returncode == 0
 
 
+def test_the_gateway_comes_back_on_the_port_that_was_printed(kept: Up) -> None:
+    """Any free port was asked for, once: whoever has read which one goes on using it."""
+    port, before = kept.port("HTTP"), kept.children()["services.gateway"]
+    os.kill(before, signal.SIGKILL)
+    until(lambda: kept.children().get("services.gateway", before) != before, "it is started again")
+    until(lambda: listens(port), "it listens where it did")
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def test_nats_itself_comes_back_on_its_port_with_its_store(kept: Up) -> None:
     port, before = kept.port("NATS"), len(kept.text())
     run = submitted(kept.folder, f"nats://127.0.0.1:{port}")
