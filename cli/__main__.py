@@ -9,6 +9,10 @@ from typing import Any
 
 import click
 
+from shared.status import EXIT_DONE, EXIT_FAILED, EXIT_USAGE
+
+PYTEST_USAGE = 4  # pytest.ExitCode.USAGE_ERROR; pytest is not there where nobody has tested yet
+
 # verb -> (module, attribute)
 COMMANDS = {
     "demo": ("cli.demo", "demo"),
@@ -119,23 +123,28 @@ def test(chaos: bool, rest: tuple[str, ...]) -> None:
     types = None
     if not rest and not chaos:
         for argv in (["ruff", "check", "."], ["ruff", "format", "--check", "."]):
-            if code := subprocess.run([sys.executable, "-m", *argv]).returncode:
-                raise SystemExit(code)  # a "313 passed" after it would hide it
+            if subprocess.run([sys.executable, "-m", *argv]).returncode:
+                raise SystemExit(EXIT_FAILED)  # a "313 passed" after it would hide it
         types = subprocess.Popen([sys.executable, "-m", "mypy"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     marks = ["-m", "chaos" if chaos else "not chaos"]
     # Most tests wait for real processes: six at a time on two cores, a file's tests together, as they share a stack,
     # in the order of tests/conftest.py and not by how many a file has.
     width = ["-n", "6", "--dist", "loadfile", "--no-loadscope-reorder"] if not rest and not chaos else []
     try:
-        code = subprocess.run([sys.executable, "-m", "pytest", *marks, *width, *rest]).returncode
+        tested = subprocess.run([sys.executable, "-m", "pytest", *marks, *width, *rest]).returncode
     except BaseException:
         if types is not None:
             types.kill()
         raise
     if types is not None:  # it takes one core for half a minute, which the tests leave it; its word comes last
         click.echo(types.communicate()[0], nl=False)
-        code = types.returncode or code
-    raise SystemExit(code)
+        tested = tested or bool(types.returncode)
+    raise SystemExit(exit_of_tests(tested))
+
+
+def exit_of_tests(code: int) -> int:
+    """pytest's exit code as one of ours: its 5, no test was found, would be "unreachable"."""
+    return {0: EXIT_DONE, PYTEST_USAGE: EXIT_USAGE}.get(code, EXIT_FAILED)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.__main__ import COMMANDS, SERVICES, main
+from cli.__main__ import COMMANDS, SERVICES, exit_of_tests, main
 from shared.audit.findings import RULES
 
 NESTED = [("proof", "key"), ("proof", "seals"), ("proof", "export"), ("proof", "verify"), ("proof", "check"),
@@ -32,6 +32,14 @@ def test_every_verb_has_help(verb: tuple[str, ...]) -> None:
     assert done.exit_code == 0, done.stderr
     assert done.stdout.startswith("Usage: remit")
     assert done.stderr == ""
+
+
+def test_the_tests_end_with_the_exit_codes_of_every_command() -> None:
+    """pytest's own mean other things: 3 would be "rejected", 5 "unreachable"."""
+    ours = {code: exit_of_tests(code) for code in pytest.ExitCode}
+    assert (ours.pop(pytest.ExitCode.OK), ours.pop(pytest.ExitCode.USAGE_ERROR)) == (0, 2)
+    assert set(ours.values()) == {1}
+    assert exit_of_tests(-9) == 1
 
 
 def test_the_version_is_told() -> None:
