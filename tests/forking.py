@@ -39,6 +39,7 @@ from typing import IO, Any, NoReturn
 ROOT = Path(__file__).parents[1]
 MESSAGE_BYTES_MAX = 1 << 20
 PACKAGES = ("shared", "services", "cli")
+ALONE_S = 5.0
 # What the interpreter reads of its environment when it starts, and never again.
 READ_ONCE = ("PYTHON", "LC_", "LANG", "MALLOC_", "LD_")
 # What a nursery is started with: where Python finds what it runs at its start, and what that reads.
@@ -290,10 +291,18 @@ def _threads() -> list[str]:
     return [name for name in names if name != "jemalloc_bg_thd"]
 
 
+def _until_alone() -> None:
+    """A thread has its process's name until it has run for the first time: the allocator's may be that new."""
+    end_s = time.monotonic() + ALONE_S
+    while len(_threads()) > 1 and time.monotonic() < end_s:
+        time.sleep(0.01)
+
+
 if __name__ == "__main__":
     _import_all()
     gc.collect()
     gc.freeze()  # its pages stay shared with its children
+    _until_alone()
     assert len(_threads()) == 1, f"who has threads cannot be forked: {_threads()}"
     wanted = _serve(socket.socket(fileno=int(sys.argv[1])))
     asyncio.create_subprocess_exec = _start_or_fork  # type: ignore[assignment]
