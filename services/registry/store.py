@@ -40,6 +40,7 @@ SELECT_FETCH_ROWS = 256
 SELECT_BYTES_MAX = 700_000  # one NATS message holds an answer, and 1 MiB at most
 # What DuckDB says then, and never of a file that is locked, or that may not be read.
 DAMAGED = ("not a valid DuckDB database file", "WAL does not match database file", "replaying WAL")
+UNUSABLE = "?\\"  # it puts a log's `.wal` before a `?`, as of a URL, and takes a `\` for a `/`
 INT_MAX = (1 << 63) - 1
 
 _AT = pa.timestamp("us")  # UTC, and without a zone: DuckDB needs pytz to hand out one with a zone
@@ -298,9 +299,12 @@ class Store:
 
 def _opened(path: Path) -> Any:
     """A connection to the file, made if it is not there. Only what is attached may have row groups of another size."""
-    db = duckdb.connect()
     # Its whole path: what begins as `sqlite:` or `~` does would be read as another kind of place.
-    quoted = str(path.absolute()).replace("'", "''")
+    whole = str(path.absolute())
+    if odd := next((char for char in UNUSABLE if char in whole), ""):
+        raise RemitError(f"{whole}: DuckDB keeps no file on a path with {odd} in it; choose another folder")
+    quoted = whole.replace("'", "''")
+    db = duckdb.connect()
     try:
         db.execute(f"attach '{quoted}' as ledger (type duckdb, row_group_size {ROW_GROUP_ROWS})")
         # What does not fit into memory goes beside the file: the engine's own choice would be where we were started.

@@ -8,6 +8,7 @@ import pytest
 from services.registry import store as store_module
 from services.registry.fold import Fold
 from services.registry.store import ROW_GROUP_ROWS, Store
+from shared.errors import RemitError
 from tests.controls import Stream
 
 
@@ -29,6 +30,13 @@ def test_a_name_is_a_file_s_and_nothing_else(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     Store(Path(name)).close()
     assert [one.name for one in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["is it?", "a\\b"])
+def test_a_folder_that_the_engine_takes_for_another_is_refused(tmp_path: Path, name: str) -> None:
+    """It would have a log without a file, or a file in the folder `a`."""
+    with pytest.raises(RemitError, match="choose another folder"):
+        Store(tmp_path / name / "x.duckdb")
 
 
 def test_what_does_not_fit_into_memory_goes_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
