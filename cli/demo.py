@@ -3,6 +3,7 @@
 import asyncio
 import glob
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -88,13 +89,18 @@ async def _look(bus: Bus, host: str, where: Path, globs: tuple[str, ...]) -> Non
     for pattern in globs:
         talk(f"allowed for this demo: {pattern}")
     if not containers and not chosen:
-        own = f"{where / 'logs'}/*.log"
+        own = own_logs(where)
         allowed.append(f"file:{own}")
         talk(f"nothing else to read here, so the demo triages Remit's own service logs: {own}")
     if not globs and files:
         talk("  (system logs stay unread; to include them: ./remit demo --logs '/var/log/*.log')")
     for source in allowed:
         await put_entry(bus, AllowEntry(id=entry_id(host, source), host=host, source=source, tags=["demo"]))
+
+
+def own_logs(where: Path) -> str:
+    """A glob of the services' logs, whatever the folder is called: `[old] state*` is a name, too."""
+    return f"{glob.escape(str(where / 'logs'))}/*.log"
 
 
 async def _gpus(bus: Bus, host: str) -> str:
@@ -150,6 +156,8 @@ def _print_end(folder: Path, ended: dict[str, Any]) -> None:
         click.echo(f"  {folder / one.name}")
     click.echo(tokens_told(ended["tokens"]))
     click.echo("next:")
-    click.echo(f"  less {folder / 'report.md'}")
+    if names := [one.name for one in ended["artifacts"]]:
+        first = "report.md" if "report.md" in names else names[0]  # a goal may lead to no triage
+        click.echo(f"  less {shlex.quote(str(folder / first))}")
     click.echo("  ./remit up                                   # keep it running")
     click.echo('  ./remit submit "check logs and GPU" --wait   # in another terminal')

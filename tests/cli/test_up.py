@@ -17,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from cli.demo import own_logs
 from cli.keeper import SERVICES
+from shared.allow import path_matches
 from tests import forking, terminal
 from tests.stack import ROOT, until
 
@@ -305,6 +307,12 @@ def test_a_taken_http_port_gives_the_way_out(tmp_path: Path) -> None:
     assert port in stack.text()
     assert "--http-port" in stack.text()
     assert "Traceback" not in stack.text()
+
+
+@pytest.mark.parametrize("name", ["state", "a b ü", "[old] state*"])
+def test_the_demo_allows_itself_its_own_logs_whatever_its_folder_is_called(name: str) -> None:
+    where = Path("/home/ann") / name / "demo"
+    assert path_matches(own_logs(where), str(where / "logs" / "planner.log"))
 
 
 def test_the_demo_does_the_main_job_and_leaves_nothing_running(tmp_path: Path) -> None:
