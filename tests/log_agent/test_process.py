@@ -21,6 +21,16 @@ from tests.engine.fleet import ALLOWED, fleet
 ROOT = Path(__file__).parents[2]
 
 
+async def agent(host: str, nats_url: str, *options: str) -> asyncio.subprocess.Process:
+    """The agent as people start it."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cli", "log-agent", "--host", host, "--nats", nats_url, *options),
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+
+
 @pytest.mark.docker
 async def test_a_fleet_is_read_by_the_agent_s_process(bus: Bus, nats_url: str) -> None:
     with engine() as made:
@@ -28,13 +38,7 @@ async def test_a_fleet_is_read_by_the_agent_s_process(bus: Bus, nats_url: str) -
         for role in ALLOWED:
             entry = msgspec.json.encode({"id": role, "source": six.name(role), "host": "tower"})
             await bus.kv_put(CONFIG_BUCKET, f"allow.{role}", entry)
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "cli", "log-agent", "--host", "tower", "--nats", nats_url),
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stderr=asyncio.subprocess.DEVNULL,
-        )
+        process = await agent("tower", nats_url)
         try:
             async with asyncio.timeout(20):
                 while not (found := await bus.discover("logs")):
@@ -73,14 +77,7 @@ async def test_a_fleet_is_read_by_the_agent_s_process(bus: Bus, nats_url: str) -
 async def test_files_are_listed_by_the_globs_that_it_is_told(bus: Bus, nats_url: str, tmp_path: Path) -> None:
     for name in ("a.log", "b.log", "c.txt", "d"):
         (tmp_path / name).write_text("a line\n")
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "cli", "log-agent", "--host", "globs", "--nats", nats_url),
-        *("--log-glob", f"{tmp_path}/*.log", "--log-glob", f"{tmp_path}/c.*"),
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=asyncio.subprocess.DEVNULL,
-    )
+    process = await agent("globs", nats_url, "--log-glob", f"{tmp_path}/*.log", "--log-glob", f"{tmp_path}/c.*")
     try:
         async with asyncio.timeout(20):
             while not any(info.metadata == {"host": "globs"} for info in await bus.discover("logs")):
