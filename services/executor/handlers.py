@@ -1,5 +1,6 @@
 """What a task handler gets and may raise: the words between the worker and the tasks."""
 
+import re
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -24,6 +25,16 @@ class TaskFailed(Exception):
         self.retryable = retryable
 
 
+def numbered(name: str, step: str, task: str) -> str:
+    """An artifact's name: `report-2.md` of `log_triage-2`, as the planner calls the second of a task in one goal.
+
+    Under the first one's name its bytes would take the place of what was announced before.
+    """
+    again = re.fullmatch(rf"{re.escape(task)}-([2-9]|[1-9][0-9]+)", step)
+    stem, dot, ending = name.partition(".")
+    return f"{stem}-{again[1]}{dot}{ending}" if again else name
+
+
 class Task:
     """One attempt of one step, as its handler sees it."""
 
@@ -33,6 +44,7 @@ class Task:
         *,
         run: int,
         step: str,
+        task: str,
         attempt: int,
         inputs: dict[str, Any],
         goal: str | None,
@@ -43,6 +55,7 @@ class Task:
         self.bus = bus
         self.run = run
         self.step = step
+        self.task = task
         self.attempt = attempt
         self.inputs = inputs
         self.goal = goal
@@ -60,6 +73,7 @@ class Task:
 
     async def keep(self, name: str, data: bytes, media_type: str) -> None:
         """Put an artifact into the store; it is announced with the step's result, after its bytes are there."""
+        name = numbered(name, self.step, self.task)
         sha256, size = await self.bus.object_put(ARTIFACTS_BUCKET, artifact(self.run, name), data)
         self.artifacts.append(Artifact(name=name, sha256=sha256, size_bytes=size, media_type=media_type))
 

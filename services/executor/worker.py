@@ -344,6 +344,7 @@ class Worker:
             self._bus,
             run=event.run,
             step=event.step,
+            task=event.tail,
             attempt=event.attempt,
             inputs=body.inputs,
             goal=body.goal,

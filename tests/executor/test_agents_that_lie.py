@@ -36,6 +36,7 @@ def task(bus: Bus, *, within_s: float = 600, **inputs: Any) -> Task:
         bus,
         run=1,
         step="a",
+        task="log_triage",
         attempt=1,
         inputs=inputs,
         goal="check",

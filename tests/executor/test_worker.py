@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from services.executor import worker as worker_module
-from services.executor.handlers import Handler, Outputs, Task, TaskFailed
+from services.executor.handlers import Handler, Outputs, Task, TaskFailed, numbered
 from services.executor.lanes import DELIVERIES_MAX
 from services.executor.processes import run_process
 from services.executor.worker import Worker
@@ -28,8 +28,10 @@ from shared.pull import Delivery, Puller
 from shared.story import read_story
 from shared.streams import ensure, worker_queue
 from shared.subjects import (
+    ARTIFACTS_BUCKET,
     EVENTS,
     MEMORY_BUCKET,
+    artifact,
     goal_submitted,
     llm_called,
     plan_created,
@@ -74,10 +76,10 @@ class Floor:
         await self.appender.append(step_dispatched(run, step, attempt, self.task), encode(body))
         return run
 
-    async def goal(self, step: str = "a") -> int:
-        """A run that has started, with one step of this floor's task."""
+    async def goal(self, *steps: str) -> int:
+        """A run that has started, of steps of this floor's task: `a`, unless told."""
         run = await self.appender.append(goal_submitted(), b"{}", headers=None)
-        made = controls.plan(controls.step(step, task=self.task, max_attempts=10))
+        made = controls.plan(*(controls.step(step, task=self.task, max_attempts=10) for step in steps or ("a",)))
         await self.appender.append(plan_created(run), encode(made))
         await self.appender.append(run_started(run), encode(controls.started()))
         return run
@@ -87,6 +89,9 @@ class Floor:
         kinds = ("step.completed", "step.failed", "step.cancelled", "llm.called")
         found = await self.bus.direct(EVENTS, {"multi_last": [f"{kind}.{run}.>" for kind in kinds]})
         return [(subject, msgspec.json.decode(data)) for subject, _, _, data in found]
+
+    async def ended_steps(self, run: int, count: int) -> bool:
+        return len(await self.said(run)) == count
 
     async def end(self, run: int, within_s: float = 15.0) -> tuple[str, dict[str, Any]]:
         """The one end of the run's one step."""
@@ -174,6 +179,30 @@ async def test_a_handler_gets_what_was_dispatched(floor: Floor) -> None:
     [task] = got
     assert (task.run, task.step, task.attempt) == (run, "b-2", 4)
     assert (task.inputs, task.goal, task.token_grant) == ({"x": [1]}, "do it", 77)
+
+
+async def test_the_second_of_a_task_in_a_goal_leaves_what_the_first_has_announced(floor: Floor, tmp_path: Path) -> None:
+    async def handler(task: Task) -> Outputs:
+        await task.keep("report.md", task.step.encode(), "text/markdown")
+        return {}
+
+    names = {floor.task: "report.md", f"{floor.task}-2": "report-2.md"}
+    run = await floor.goal(*names)
+    async with floor.working(handler):
+        for step in names:
+            await floor.dispatch(run=run, step=step)
+        await until(lambda: floor.ended_steps(run, 2))
+    for subject, body in await floor.said(run):
+        step = subject.split(".")[3]
+        [announced] = body["artifacts"]
+        assert announced["name"] == names[step]
+        await floor.bus.object_get(ARTIFACTS_BUCKET, artifact(run, names[step]), tmp_path / "bytes")
+        assert (tmp_path / "bytes").read_text() == step
+
+
+@pytest.mark.parametrize("step", ["gpus", "gpu_report", "gpu_report-1", "gpu_report-x", "gpu_report-02", "2"])
+def test_another_step_names_its_artifacts_as_its_task_does(step: str) -> None:
+    assert numbered("gpu_report.json", step, "gpu_report") == "gpu_report.json"
 
 
 @pytest.mark.parametrize(
