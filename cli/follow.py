@@ -53,15 +53,14 @@ async def submit_goal(bus: Bus, goal: bytes, principal: str, *, output: str, wai
         raise Unavailable("the stream EVENTS did not take the goal: is `remit up` running?") from None
     finally:
         appender.stop()
+    if output == "text":
+        line(f"run {run}")  # before what comes of it: whoever is cut off knows where to look
     if not wait:
         if output == "json":
             data({"run": run})
         else:
-            line(f"run {run}")
             talk(f"follow it: remit watch {run}")
         return EXIT_DONE
-    if output == "text":
-        talk(f"run {run}")
     ended = await follow(bus, run, quiet=output == "json")
     if output == "json":
         data(ended)

@@ -169,6 +169,13 @@ def test_submit_prints_the_run_s_number(stack: Stack) -> None:
     assert f"remit watch {number}" in answered.stderr
 
 
+def test_the_run_s_number_is_data_also_for_who_waits(stack: Stack) -> None:
+    answered = stack.remit("submit", "--task", "noop", "--wait")
+    word, number = answered.stdout.split()
+    assert word == "run"
+    assert f"run {number} succeeded" in answered.stderr
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "status"),
     [
