@@ -33,6 +33,7 @@ from shared.streams import last_seq
 from shared.subjects import is_principal
 from shared.text import is_text
 
+PAGE_S = 15.0
 FAR_BEHIND_EVENTS = 10_000  # the registry folds so many within about a second
 PATIENCE = 2  # signals that only ask; who sends more does not want to wait for the tidying up
 
@@ -261,14 +262,12 @@ async def ask(
         raise Unavailable(f"the registry does not answer ({error.message}); is `remit up` running?") from error
 
 
-async def whole(
-    bus: Bus, name: str, question: Question, *, timeout_s: float = 15
-) -> tuple[list[dict[str, Any]], Answer]:
+async def whole(bus: Bus, name: str, question: Question) -> tuple[list[dict[str, Any]], Answer]:
     """Every page's rows, and the first answer."""
-    first = answer = await ask(bus, name, question, timeout_s=timeout_s)
+    first = answer = await ask(bus, name, question, timeout_s=PAGE_S)
     rows = list(first.rows)
     while answer.next_page is not None:
-        answer = await ask(bus, name, replace(question, page=answer.next_page), timeout_s=timeout_s)
+        answer = await ask(bus, name, replace(question, page=answer.next_page), timeout_s=PAGE_S)
         rows += answer.rows
     return rows, first
 

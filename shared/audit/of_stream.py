@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from shared.audit.findings import Announced, Audited, Finding, Note
-from shared.audit.lines import Hear, RunLine
+from shared.audit.lines import RunLine
 from shared.audit.of_run import HEARD
 from shared.audit.reading import NS, Kept, body_of, is_name
 
@@ -89,20 +89,20 @@ class Audit:
             return
         run = self._runs.get(tokens[2])
         if run is None:
-            ended = self._lately.get(tokens[2]) if kind in EXECUTORS else None
-            if ended is None:
+            run = self._lately.get(tokens[2]) if kind in EXECUTORS else None
+            if run is None:
                 self._of_no_active_run(kind, tokens, subject, seq)
-            else:
-                self._behind(ended, heard[0], tokens, subject, seq, at_ns, data)
-            return
+                return
         hear, may_repeat = heard
         if not may_repeat:
             if subject in run.said:
                 self.find("create_only", run.id, "", [seq], f"{subject} is said a second time")
                 return
             run.said.add(subject)
-        started = run.started
+        started, ended = run.started, run.over
         why = hear(run, tokens, seq, at_ns, data)
+        if ended:  # a word behind the end counts for nothing; that some moment has called for it still holds
+            why = why or "the run has ended"
         if why:
             self.note(run.id, seq, subject, why)
         elif run.over:
@@ -151,16 +151,6 @@ class Audit:
             self._lately.popitem(last=False)
         if run.plan is not None:
             self._holding.get(run.plan.directive.name, {}).pop(run.id, None)
-
-    def _behind(
-        self, run: RunLine, hear: Hear, tokens: list[str], subject: str, seq: int, at_ns: int, data: bytes
-    ) -> None:
-        """An executor's word behind the end counts for nothing; that some moment has called for it still holds."""
-        if subject in run.said:
-            self.find("create_only", run.id, "", [seq], f"{subject} is said a second time")
-            return
-        run.said.add(subject)
-        self.note(run.id, seq, subject, hear(run, tokens, seq, at_ns, data) or "the run has ended")
 
     def _admitted(self, run: RunLine, seq: int) -> None:
         """A run has started: as many of its directive may run at a time as its own plan says."""
